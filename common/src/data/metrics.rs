@@ -1,0 +1,1 @@
+//! Metrics: pure functions with their formula and edge cases.

@@ -1,0 +1,4 @@
+//! Tables in and out (CSV, TSV, JSONL, Parquet), with metrics and statistics beside them.
+
+pub mod metrics;
+pub mod stats;

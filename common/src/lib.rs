@@ -1,0 +1,26 @@
+//! Tensors, pretrained models, data, metrics and reports: the base that the seven papers of
+//! Septet stand on. Every module is usable alone.
+//!
+//! | wing | modules | what it holds |
+//! |---|---|---|
+//! | tensor | [`runtime`], [`rng`] | what trains |
+//! | pretrained | [`assets`], [`gguf`], [`weights`], [`llm`], [`encode`] | what is loaded |
+//! | data | [`data`], [`metrics`], [`stats`] | what is measured |
+//! | report | [`report`], [`run`], [`cli`] | what is shown |
+//!
+//! Arrows run one way: report → data → error and pretrained → tensor → error.
+//! Only [`assets`] and [`llm`] open sockets; nothing here prints.
+
+pub mod data;
+pub mod error;
+mod pretrained;
+pub mod report;
+mod tensor;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use data::{metrics, stats};
+pub use error::{Error, Result};
+pub use pretrained::{assets, encode, gguf, llm, weights};
+pub use report::{cli, run};
+pub use tensor::{rng, runtime};

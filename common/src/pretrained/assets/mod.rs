@@ -1,0 +1,1 @@
+//! The pinned list of models and data, and how each file is found, fetched and verified.

@@ -1,0 +1,1 @@
+//! Frozen text encoders (MiniLM), batched by length and cached on disk.

@@ -1,0 +1,1 @@
+//! GGUF files: validation in front of the reader, metadata, tensors, tokenizers.

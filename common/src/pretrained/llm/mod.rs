@@ -1,0 +1,3 @@
+//! Frozen LLMs for prompting.
+
+pub mod engine;

@@ -1,0 +1,1 @@
+//! Safetensors files: validation against what a model expects.

@@ -1,0 +1,1 @@
+//! Command-line flags and config layers shared by all binaries.

@@ -1,0 +1,4 @@
+//! Rows, reports, plots and pages.
+
+pub mod cli;
+pub mod run;

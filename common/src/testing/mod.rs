@@ -1,0 +1,1 @@
+//! Helpers for tests: closeness, goldens, faulty servers, file mutators.

@@ -1,1 +1,5 @@
 //! x
+pub mod baselines;
+pub mod model;
+pub mod train;
+pub mod votes;

@@ -1,1 +1,0 @@
-//! Command-line flags and config layers shared by all binaries.

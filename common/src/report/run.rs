@@ -1,1 +1,0 @@
-//! Run folders: manifest, metrics, logs, lock, progress.

@@ -1,0 +1,3 @@
+//! The integration tests of `common`, one file per area.
+
+mod assets;

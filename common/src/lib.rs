@@ -4,7 +4,7 @@
 //! | wing | modules | what it holds |
 //! |---|---|---|
 //! | tensor | [`runtime`], [`rng`] | what trains |
-//! | pretrained | [`assets`], [`gguf`], [`weights`], [`llm`], [`encode`] | what is loaded |
+//! | pretrained | [`assets`], [`gguf`], [`tokenizer`], [`weights`], [`llm`], [`encode`] | what is loaded |
 //! | data | [`data`], [`metrics`], [`stats`] | what is measured |
 //! | report | [`report`], [`run`], [`cli`] | what is shown |
 //!
@@ -21,6 +21,6 @@ pub mod testing;
 
 pub use data::{metrics, stats};
 pub use error::{Error, Result};
-pub use pretrained::{assets, encode, gguf, llm, weights};
+pub use pretrained::{assets, encode, gguf, llm, tokenizer, weights};
 pub use report::{cli, run};
 pub use tensor::{rng, runtime};

@@ -4,4 +4,5 @@ pub mod assets;
 pub mod encode;
 pub mod gguf;
 pub mod llm;
+pub mod tokenizer;
 pub mod weights;

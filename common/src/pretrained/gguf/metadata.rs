@@ -3,8 +3,9 @@
 //! Nothing is decoded while a file is opened: each value stays a checked range of the file's
 //! bytes, so a header costs no memory beyond its own size, whatever lengths it declares.
 
+use super::Gguf;
 use super::cursor::{Cursor, Problem};
-use super::{Gguf, suggest};
+use crate::pretrained::weights;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -165,7 +166,7 @@ impl<'a> Metadata<'a> {
     /// The value of `key`; an absent key is an [`Error::Asset`] that lists the nearest keys.
     pub fn get(&self, key: &str) -> Result<Value<'a>> {
         self.find(key).ok_or_else(|| {
-            let near = suggest(key, self.gguf.entries.keys().map(String::as_str));
+            let near = weights::suggest(key, self.gguf.entries.keys().map(String::as_str));
             self.gguf.invalid(format!("the metadata key {key} is missing{near}"))
         })
     }

@@ -129,7 +129,7 @@ impl Gguf {
     /// names.
     pub fn tensor(&self, name: &str) -> Result<GgufTensor<'_>> {
         self.find_tensor(name).ok_or_else(|| {
-            let near = suggest(name, self.tensor_names());
+            let near = weights::suggest(name, self.tensor_names());
             self.invalid(format!("the tensor {name} is missing{near}"))
         })
     }
@@ -266,10 +266,4 @@ fn align(bytes: Vec<u8>) -> (Vec<u8>, usize) {
     moved.resize(start, 0);
     moved.extend_from_slice(&bytes);
     (moved, start)
-}
-
-/// `", did you mean a, b or c?"` with up to three names that are nearest to `wanted`.
-pub(super) fn suggest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>) -> String {
-    let near = weights::nearest(wanted, names);
-    if near.is_empty() { String::new() } else { format!(" (nearest: {})", near.join(", ")) }
 }

@@ -1,5 +1,7 @@
 //! Helpers for tests: closeness, goldens, faulty servers, file mutators.
 
+pub mod endpoint;
+
 use std::path::{Path, PathBuf};
 
 use crate::assets::{Assets, Source};

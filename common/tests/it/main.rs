@@ -1,3 +1,4 @@
 //! The integration tests of `common`, one file per area.
 
 mod assets;
+mod llm;

@@ -31,59 +31,69 @@ pub use endpoint::{ApiKey, EndpointOptions};
 pub use request::{Answer, Content, Finish, Message, Prompt, Request, Role, Usage};
 pub use spec::LlmSpec;
 
+use crate::assets::Assets;
 use crate::{Error, Result};
 use cache::{AnswerFile, Key};
 use endpoint::Endpoint;
 
 /// How an [`Llm`] is opened.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LlmOptions {
+    /// Where `gguf:ASSET-ID` and `hf:REPO` come from. With its `offline` set no socket is opened:
+    /// endpoints answer from the cache only.
+    pub assets: Assets,
     /// Folder of the answer cache, one file of JSON lines per model; `None` turns it off.
     /// Finished answers are kept there across runs and processes; failures never are.
     pub cache: Option<PathBuf>,
     /// Every finished answer that is handed out is also written to this file, which `replay:`
     /// reads.
     pub record: Option<PathBuf>,
-    /// No socket is opened: endpoints answer from the cache only.
-    pub offline: bool,
     /// Patience and key of endpoints.
     pub endpoint: EndpointOptions,
 }
 
-impl Default for LlmOptions {
-    /// Cache in `$SEPTET_CACHE/answers` (or the user's cache folder), offline when
-    /// `SEPTET_OFFLINE` is set to anything but `0`.
-    fn default() -> Self {
-        let folder = std::env::var_os("SEPTET_CACHE").map(PathBuf::from).or_else(|| {
-            let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
-            Some(cache.or_else(home)?.join("septet"))
-        });
+impl std::fmt::Debug for LlmOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LlmOptions")
+            .field("cache", &self.cache)
+            .field("record", &self.record)
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LlmOptions {
+    /// The answer cache in the folder `answers` of the assets' cache, no recording.
+    pub fn new(assets: Assets) -> Self {
         Self {
-            cache: folder.map(|folder| folder.join("answers")),
+            cache: Some(assets.options().cache.join("answers")),
             record: None,
-            offline: std::env::var("SEPTET_OFFLINE").is_ok_and(|value| value != "0"),
             endpoint: EndpointOptions::default(),
+            assets,
         }
     }
 }
 
-/// Log-probability of one option after a prompt.
+impl Default for LlmOptions {
+    /// With [`Assets::from_env`].
+    fn default() -> Self {
+        Self::new(Assets::from_env())
+    }
+}
+
+/// How probable one continuation is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptionScore {
-    /// Natural-log probability of each of the option's tokens, given all before it.
-    pub token_logprobs: Vec<f32>,
+    /// Natural logarithm of the probability of the whole continuation: the sum over its tokens.
+    pub log_prob: f64,
+    /// Natural logarithm of each token's probability, given all tokens before it.
+    pub token_log_probs: Vec<f64>,
 }
 
 impl OptionScore {
-    /// Log-probability of the whole option.
-    pub fn sum(&self) -> f64 {
-        self.token_logprobs.iter().map(|&logprob| f64::from(logprob)).sum()
-    }
-
-    /// Log-probability per token, which does not favour short options.
-    pub fn mean(&self) -> f64 {
-        self.sum() / self.token_logprobs.len().max(1) as f64
+    /// `log_prob` divided by the number of tokens, which does not favour short options.
+    pub fn mean_log_prob(&self) -> f64 {
+        self.log_prob / self.token_log_probs.len() as f64
     }
 }
 
@@ -132,7 +142,14 @@ impl Llm {
             (_, Some(folder)) => Some(AnswerFile::open(&folder.join(cache_name(&identity)))?),
         };
         let record = options.record.as_deref().map(AnswerFile::open).transpose()?;
-        Ok(Self { name, identity, backend, cache, record, offline: options.offline })
+        Ok(Self {
+            name,
+            identity,
+            backend,
+            cache,
+            record,
+            offline: options.assets.options().offline,
+        })
     }
 
     /// The spec as it was given.

@@ -1,0 +1,3 @@
+//! The text level of frozen LLMs: endpoint, cache, templates, JSON, local models.
+
+mod endpoint;

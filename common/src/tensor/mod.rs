@@ -1,4 +1,5 @@
-//! What trains: runtime switches and seeded randomness.
+//! What trains: runtime switches, seeded randomness, fused differentiable operators.
 
+pub mod ops;
 pub mod rng;
 pub mod runtime;

@@ -2,3 +2,4 @@
 
 mod assets;
 mod llm;
+mod ops;

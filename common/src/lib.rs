@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | tensor | [`runtime`], [`rng`], [`ops`] | what trains |
 //! | pretrained | [`assets`], [`gguf`], [`tokenizer`], [`weights`], [`llm`], [`encode`] | what is loaded |
-//! | data | [`data`], [`metrics`], [`stats`] | what is measured |
+//! | data | [`data`], [`metrics`], [`stats`], [`logistic`] | what is measured |
 //! | report | [`report`], [`run`], [`cli`] | what is shown |
 //!
 //! Arrows run one way: report → data → error and pretrained → tensor → error.
@@ -19,7 +19,7 @@ mod tensor;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use data::{metrics, stats};
+pub use data::{logistic, metrics, stats};
 pub use error::{Error, Result};
 pub use pretrained::{assets, encode, gguf, llm, tokenizer, weights};
 pub use report::{cli, run};

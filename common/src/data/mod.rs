@@ -1,4 +1,5 @@
 //! Tables in and out (CSV, TSV, JSONL, Parquet), with metrics and statistics beside them.
 
+pub mod logistic;
 pub mod metrics;
 pub mod stats;

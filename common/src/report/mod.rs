@@ -5,7 +5,10 @@
 
 pub mod cli;
 mod headline;
+pub mod html;
 mod markdown;
+pub mod plot;
+mod png;
 mod row;
 pub mod run;
 
@@ -17,6 +20,7 @@ use crate::{Error, Result};
 
 pub use headline::headline;
 pub use markdown::{number, table};
+pub use png::png;
 pub use row::{Role, Row};
 
 /// What one paper's `bench` measured; `bench --json` prints it as one JSON object.

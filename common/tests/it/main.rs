@@ -2,4 +2,6 @@
 
 mod assets;
 mod llm;
+mod metrics;
 mod ops;
+mod report;

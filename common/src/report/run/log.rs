@@ -18,8 +18,9 @@ static FILE: Mutex<Option<File>> = Mutex::new(None);
 const CHATTY: [&str; 7] =
     ["ureq", "ureq_proto", "rustls", "hf_hub", "tokenizers", "usvg", "llguidance"];
 
-/// All progress bars of the process, so that log lines don't run into them.
-pub(super) fn bars() -> &'static MultiProgress {
+/// All progress bars of the process, so that log lines don't run into them; other modules' bars
+/// belong here too.
+pub fn bars() -> &'static MultiProgress {
     static BARS: std::sync::OnceLock<MultiProgress> = std::sync::OnceLock::new();
     BARS.get_or_init(MultiProgress::new)
 }

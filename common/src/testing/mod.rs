@@ -1,6 +1,7 @@
 //! Helpers for tests: closeness, goldens, faulty servers, file mutators.
 
 pub mod endpoint;
+pub mod mutate;
 
 use std::path::{Path, PathBuf};
 

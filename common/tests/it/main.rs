@@ -1,6 +1,7 @@
 //! The integration tests of `common`, one file per area.
 
 mod assets;
+mod fuzz;
 mod llm;
 mod metrics;
 mod ops;

@@ -82,7 +82,13 @@ impl Tokenizer {
     /// [`Tokenizer::with_bos`] and [`Tokenizer::with_eos`].
     pub fn from_json_file(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        json::tokenizer(&bytes, path)
+        Self::from_json(&bytes, path)
+    }
+
+    /// Reads a `tokenizer.json` that is in memory already; `name` stands for it in error
+    /// messages.
+    pub fn from_json(bytes: &[u8], name: &Path) -> Result<Self> {
+        json::tokenizer(bytes, name)
     }
 
     /// Token ids of `text`, without BOS or EOS.

@@ -1,5 +1,24 @@
-//! Tables in and out (CSV, TSV, JSONL, Parquet), with metrics and statistics beside them.
+//! Tables in and out (CSV, TSV, JSONL, Parquet), splits, metrics and statistics.
+//!
+//! ```no_run
+//! use common::data::{ReadOptions, Table};
+//!
+//! # fn main() -> common::Result<()> {
+//! let options = ReadOptions::select(&["item", "worker", "label"]);
+//! let votes = Table::read("votes.csv".as_ref(), &options)?;
+//! let items = votes.column("item")?.non_empty()?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod logistic;
 pub mod metrics;
+mod read;
+pub mod split;
 pub mod stats;
+mod table;
+mod write;
+
+pub use read::{Duplicates, Format, ReadOptions, Row, visit};
+pub use table::{Cell, Column, Table};
+pub use write::{Values, atomic_with, atomic_write, write, write_as};

@@ -1,11 +1,14 @@
 //! Helpers for tests: closeness, goldens, faulty servers, file mutators.
 
+mod bad_tables;
 pub mod endpoint;
 pub mod mutate;
 
 use std::path::{Path, PathBuf};
 
 use crate::assets::{Assets, Source};
+
+pub use bad_tables::{BadTable, Expect, Need, bad_tables};
 
 /// Asserts that two slices have equal length and that each pair differs by at most
 /// `absolute + relative · |expected|`; NaN equals nothing.

@@ -1,6 +1,7 @@
 //! The integration tests of `common`, one file per area.
 
 mod assets;
+mod data;
 mod fuzz;
 mod llm;
 mod metrics;

@@ -1,0 +1,266 @@
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::data::{self, Duplicates, Format, ReadOptions, Table, Values};
+use common::testing::{Expect, Need, asset_or_skip, bad_tables};
+use common::{Error, Result};
+
+fn votes() -> ReadOptions {
+    ReadOptions::select(&["item", "worker", "label"])
+}
+
+fn file(folder: &tempfile::TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// Reads as the expectation says; the number of rows.
+fn read(path: &Path, expect: &Expect) -> Result<usize> {
+    let Expect::Unusable { column, need, .. } = expect else {
+        return Table::read(path, &votes()).map(|table| table.len());
+    };
+    let mut options = ReadOptions::default();
+    if *need == Need::Unique {
+        options.duplicates = Duplicates::Refuse(vec![(*column).to_owned()]);
+    }
+    let table = Table::read(path, &options)?;
+    let values = table.column(column)?;
+    match need {
+        Need::NonEmpty => values.non_empty().map(drop),
+        Need::Integer => values.i64s().map(drop),
+        Need::Finite => values.f64s().map(drop),
+        Need::Timestamp => values.timestamps().map(drop),
+        Need::Unique => Ok(()),
+    }?;
+    Ok(table.len())
+}
+
+#[test]
+fn bad_tables_are_refused_with_their_place_or_read_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let tables = bad_tables();
+    assert!(tables.len() >= 40, "{}", tables.len());
+    for table in &tables {
+        let path = file(&folder, table.file, &table.bytes);
+        let result = read(&path, &table.expect);
+        match (&table.expect, result) {
+            (Expect::Rows(rows), Ok(found)) => assert_eq!(found, *rows, "{}", table.file),
+            (Expect::Refused(pieces) | Expect::Unusable { message: pieces, .. }, Err(error)) => {
+                let message = error.to_string();
+                assert_eq!(error.exit_code(), 3, "{}: {message}", table.file);
+                assert!(message.contains(table.file), "{message}");
+                assert!(message.len() < 1000, "{}: {} characters", table.file, message.len());
+                for piece in pieces {
+                    assert!(message.contains(piece), "{}: {message}: no {piece:?}", table.file);
+                }
+            }
+            (_, result) => panic!("{}: {result:?}", table.file),
+        }
+    }
+}
+
+/// Does nothing unless started by the test below, in a process of its own.
+#[test]
+fn read_one_table_and_print_peak_memory() {
+    let Some(path) = std::env::var_os("SEPTET_TEST_TABLE") else { return };
+    let path = PathBuf::from(path);
+    let _ = Table::read(&path, &ReadOptions::default());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    println!("{peak}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_bad_table_takes_much_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    for table in bad_tables() {
+        let path = file(&folder, table.file, &table.bytes);
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "data::read_one_table_and_print_peak_memory", "--nocapture"])
+            .env("SEPTET_TEST_TABLE", &path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}: {output:?}", table.file);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let peak = text.lines().find_map(|line| line.split("VmHWM:").nth(1)).unwrap();
+        let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        let limit = 4 * table.bytes.len() as u64 / 1024 + 500 * 1024;
+        assert!(peak <= limit, "{}: {peak} kB of {limit} kB", table.file);
+    }
+}
+
+#[test]
+fn quotes_line_ends_and_numbers_of_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "a,b\r\n1,\"x, \"\"y\"\"\r\nz\"\r\n\r\n\r\n2,\r\n3,5\" pipe";
+    let table = Table::read(&file(&folder, "t.csv", text), &ReadOptions::default()).unwrap();
+    let b: Vec<_> = table.column("b").unwrap().texts().collect();
+    assert_eq!(b, ["x, \"y\"\r\nz", "", "5\" pipe"]);
+    let numbers: Vec<_> = (0..table.len()).map(|row| table.row_number(row)).collect();
+    assert_eq!(numbers, [2, 6, 7]);
+}
+
+#[test]
+fn a_record_longer_than_the_buffers_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let cells: Vec<_> = (0..500).map(|index| format!("{index}-").repeat(2000)).collect();
+    let header: Vec<_> = (0..500).map(|index| format!("c{index}")).collect();
+    let text = format!("{}\n\"{}\"\n", header.join(","), cells.join("\",\""));
+    let table = Table::read(&file(&folder, "t.csv", text), &ReadOptions::default()).unwrap();
+    assert!((0..500).all(|column| table.text(0, column) == cells[column]));
+}
+
+#[test]
+fn mapping_selects_and_renames() {
+    let folder = tempfile::tempdir().unwrap();
+    let rename = vec![("question".to_owned(), "item".to_owned())];
+    let select = Some(vec!["label".to_owned(), "item".to_owned()]);
+    let options = ReadOptions { rename, select, ..ReadOptions::default() };
+    for (name, text) in [
+        ("t.csv", "question,other,label\nq1,9,x\n"),
+        ("t.tsv", "question\tother\tlabel\nq1\t9\tx\n"),
+        ("t.jsonl", "{\"question\":\"q1\",\"other\":9,\"label\":\"x\"}\n"),
+    ] {
+        let table = Table::read(&file(&folder, name, text), &options).unwrap();
+        assert_eq!(table.columns, ["label", "item"], "{name}");
+        assert_eq!((table.text(0, 0), table.text(0, 1)), ("x", "q1"), "{name}");
+    }
+}
+
+#[test]
+fn json_values_become_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "{\"a\":1,\"b\":true}\n{\"b\":0.1,\"c\":[1,\"x\"],\"a\":null}\n{\"a\":18446744073709551615}\n";
+    let table = Table::read(&file(&folder, "t.jsonl", text), &ReadOptions::default()).unwrap();
+    assert_eq!(table.columns, ["a", "b", "c"]);
+    let row = |row| -> Vec<_> { (0..3).map(|column| table.text(row, column)).collect() };
+    assert_eq!(row(0), ["1", "true", ""]);
+    assert_eq!(row(1), ["", "0.1", "[1,\"x\"]"]);
+    assert_eq!(row(2), ["18446744073709551615", "", ""]);
+}
+
+#[test]
+fn duplicates_as_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "t.csv", "k,v\na,1\nb,2\na,3\n");
+    let read = |duplicates| Table::read(&path, &ReadOptions { duplicates, ..Default::default() });
+    let values = |table: &Table| table.column("v").unwrap().texts().collect::<Vec<_>>().join(" ");
+    let key = || vec!["k".to_owned()];
+    assert_eq!(values(&read(Duplicates::Keep).unwrap()), "1 2 3");
+    let first = read(Duplicates::First(key())).unwrap();
+    assert_eq!((values(&first).as_str(), first.duplicates), ("1 2", 1));
+    let last = read(Duplicates::Last(key())).unwrap();
+    assert_eq!((values(&last).as_str(), last.duplicates), ("2 3", 1));
+    assert_eq!((last.row_number(0), last.row_number(1)), (3, 4));
+}
+
+#[test]
+fn what_is_written_reads_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let text: Vec<_> = ["", "a,b", "\"q\"", "two\nlines"].map(str::to_owned).to_vec();
+    let integers = [i64::MIN, -1, 0, i64::MAX];
+    let reals = [0.1, f64::NAN, -1e-300, 12_345_678.9];
+    let bools = [true, false, true, false];
+    let columns = [
+        ("text", Values::Text(&text)),
+        ("integer", Values::Integer(&integers)),
+        ("real", Values::Real(&reals)),
+        ("bool", Values::Bool(&bools)),
+    ];
+    for name in ["t.csv", "t.tsv", "t.jsonl", "t.parquet"] {
+        let path = folder.path().join(name);
+        data::write(&path, &columns).unwrap();
+        let table = Table::read(&path, &ReadOptions::default()).unwrap();
+        assert_eq!(table.column("text").unwrap().texts().collect::<Vec<_>>(), text, "{name}");
+        assert_eq!(table.column("integer").unwrap().i64s().unwrap(), integers, "{name}");
+        assert_eq!(table.column("bool").unwrap().bools().unwrap(), bools, "{name}");
+        let real = table.column("real").unwrap();
+        assert_eq!(real.text(1), "", "{name}");
+        for row in [0, 2, 3] {
+            assert_eq!(real.cell(row).f64().unwrap(), reals[row], "{name}");
+        }
+    }
+    let listing = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(listing, 4, "temporary files were left behind");
+}
+
+#[test]
+fn parquet_keeps_rows_in_order_over_batches_and_groups() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.parquet");
+    let numbers: Vec<i64> = (0..(1 << 20) + 5000).collect();
+    data::write(&path, &[("n", Values::Integer(&numbers))]).unwrap();
+    let mut next = 0;
+    data::visit(&path, &ReadOptions::default(), |row| {
+        assert_eq!(row.number, next as u64 + 1);
+        assert_eq!(row.cell(0).i64()?, next);
+        next += 1;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(next, numbers.len() as i64);
+}
+
+#[test]
+fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "out.csv", "old");
+    let full = data::atomic_with(&path, |file| {
+        std::io::Write::write_all(file, b"half")?;
+        Err(std::io::Error::other("no space left on device"))
+    });
+    assert_eq!(full.unwrap_err().exit_code(), 6);
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn odd_paths_work_or_fail_cleanly() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["with space.csv", "ünï\u{202e}code.csv", "new\nline.csv"] {
+        let path = folder.path().join(name);
+        data::write(&path, &[("a", Values::Integer(&[1]))]).unwrap();
+        assert_eq!(Table::read(&path, &ReadOptions::default()).unwrap().len(), 1);
+    }
+    let missing = folder.path().join("no/such/folder/t.csv");
+    let error = data::write(&missing, &[("a", Values::Integer(&[1]))]).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert_eq!(Table::read(&missing, &ReadOptions::default()).unwrap_err().exit_code(), 6);
+    let error = Table::read(folder.path(), &ReadOptions::default()).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    let options = ReadOptions { format: Some(Format::Csv), ..ReadOptions::default() };
+    assert!(Table::read(folder.path(), &options).is_err());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_written_file_is_as_readable_as_any_new_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let plain = file(&folder, "plain", "");
+    let atomic = folder.path().join("atomic");
+    data::atomic_write(&atomic, b"").unwrap();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
+    assert_eq!(mode(&plain), mode(&atomic));
+}
+
+#[test]
+fn clothing_reviews_have_the_documented_counts() {
+    let Some(path) = asset_or_skip("clothing-reviews", "reviews.parquet") else { return };
+    let table = Table::read(&path, &ReadOptions::default()).unwrap();
+    assert_eq!(table.len(), 23_486);
+    let texts = |name: &str| table.column(name).unwrap().texts();
+    let missing = |name: &str| texts(name).filter(|text| text.is_empty()).count();
+    let distinct = |name: &str| {
+        texts(name).filter(|text| !text.is_empty()).collect::<std::collections::HashSet<_>>().len()
+    };
+    assert_eq!((missing("Title"), missing("Review Text")), (3_810, 845));
+    let recommended = table.column("Recommended IND").unwrap().bools().unwrap();
+    assert_eq!(recommended.iter().filter(|value| **value).count(), 19_314);
+    let counts = ["Clothing ID", "Division Name", "Department Name", "Class Name"].map(distinct);
+    assert_eq!(counts, [1_206, 3, 6, 20]);
+    let ages = table.column("Age").unwrap().i64s().unwrap();
+    assert!(ages.iter().all(|age| (18..=99).contains(age)));
+}

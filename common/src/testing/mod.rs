@@ -2,6 +2,7 @@
 
 mod bad_tables;
 pub mod endpoint;
+pub mod gradients;
 pub mod mutate;
 
 use std::path::{Path, PathBuf};

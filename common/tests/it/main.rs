@@ -1,9 +1,11 @@
 //! The integration tests of `common`, one file per area.
 
 mod assets;
+mod checkpoint;
 mod data;
 mod fuzz;
 mod llm;
 mod metrics;
 mod ops;
+mod optim;
 mod report;

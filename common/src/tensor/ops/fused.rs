@@ -41,18 +41,18 @@ pub(super) trait Apply<const N: usize> {
 }
 
 /// The values of a contiguous f32 tensor, held while they are read.
-pub(super) struct Values<'a> {
+pub(crate) struct Values<'a> {
     storage: StorageRef<'a>,
     layout: &'a Layout,
 }
 
 impl<'a> Values<'a> {
-    pub(super) fn of(tensor: &'a Tensor) -> Self {
+    pub(crate) fn of(tensor: &'a Tensor) -> Self {
         let (storage, layout) = tensor.storage_and_layout();
         Self { storage, layout }
     }
 
-    pub(super) fn get(&self) -> Result<&[f32]> {
+    pub(crate) fn get(&self) -> Result<&[f32]> {
         match &*self.storage {
             Storage::Cpu(storage) => slice(storage, self.layout),
             _ => bail!("fused operators take tensors on the CPU"),

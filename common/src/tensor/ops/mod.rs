@@ -33,6 +33,8 @@ mod resample;
 mod rope;
 mod softmax;
 
+pub(crate) use fused::Values;
+
 pub use activation::{Activation, swiglu, swiglu_compose};
 pub use attention::{AttentionOptions, attention, attention_compose, attention_packed};
 pub use conv::{conv_transpose2d, conv_transpose2d_compose, conv2d, conv2d_compose};

@@ -1,0 +1,184 @@
+//! Causal attention over cached keys and values, with grouped heads, sliding windows and
+//! independent segments behind a shared prefix.
+
+use super::config::ModelConfig;
+use super::kernels::{self, Strided};
+use super::matrix::Machine;
+use super::model::{Batch, LayerCache};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Most queries of one tile: their scores against all keys are held at a time.
+const TILE: usize = 64;
+
+/// One layer's attention.
+pub(super) struct Attention<'a> {
+    pub(super) config: &'a ModelConfig,
+    pub(super) machine: Machine,
+    pub(super) batch: &'a Batch<'a>,
+    /// Keys that a query sees, itself included; `None` = all.
+    pub(super) window: Option<usize>,
+    pub(super) cache: &'a LayerCache,
+    /// `[token][q, ...]`, rotated.
+    pub(super) queries: &'a [f32],
+    pub(super) query_stride: usize,
+}
+
+thread_local! {
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Attention<'_> {
+    /// Writes `[token][query head][head size]` into `out`.
+    pub(super) fn run(&self, out: &mut [f32]) {
+        let count = self.batch.tokens.len();
+        let config = self.config;
+        if count == 1 {
+            let width = config.query_size() / config.num_key_value_heads;
+            let run = |(head, out): (usize, &mut [f32])| self.single(head, out);
+            if self.machine.threads > 1 {
+                out.par_chunks_mut(width).with_max_len(1).enumerate().for_each(run);
+            } else {
+                out.chunks_mut(width).enumerate().for_each(run);
+            }
+            return;
+        }
+        let width = config.query_size();
+        let tile = count.div_ceil(4 * self.machine.threads).clamp(8, TILE);
+        let run = |(index, out): (usize, &mut [f32])| {
+            let first = index * tile;
+            self.tile(first..first + out.len() / width, out);
+        };
+        if self.machine.threads > 1 {
+            out.par_chunks_mut(tile * width).with_max_len(1).enumerate().for_each(run);
+        } else {
+            out.chunks_mut(tile * width).enumerate().for_each(run);
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.config.head_dim as f32).sqrt()
+    }
+
+    /// The first position that a query at `position` sees.
+    fn start(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Cached rows `range` of key/value head `head`.
+    fn cached<'c>(&self, rows: &'c [f32], head: usize, range: Range<usize>) -> Strided<'c> {
+        let at = head * self.cache.capacity + range.start;
+        let width = self.config.head_dim;
+        Strided::rows(&rows[at * width..(at + range.len()) * width], width)
+    }
+
+    /// All query heads of one key/value head, for a batch of one token.
+    fn single(&self, head: usize, out: &mut [f32]) {
+        let width = self.config.head_dim;
+        let group = out.len() / width;
+        let end = self.batch.prefix + 1;
+        let range = self.start(self.batch.positions[0])..end;
+        let queries = Strided::rows(&self.queries[head * group * width..], width);
+        let keys = self.cached(&self.cache.keys, head, range.clone());
+        let values = self.cached(&self.cache.values, head, range.clone());
+        let count = range.len();
+        SCORES.with_borrow_mut(|scores| {
+            scores.resize(group * count, 0.0);
+            let scale = self.scale();
+            kernels::matmul(
+                (group, width, count),
+                queries,
+                keys.transposed(),
+                scores,
+                count,
+                scale,
+                false,
+                1,
+            );
+            for row in scores.chunks_exact_mut(count) {
+                kernels::softmax(self.machine.isa, row);
+            }
+            kernels::matmul(
+                (group, count, width),
+                Strided::rows(scores, count),
+                values,
+                out,
+                width,
+                1.0,
+                false,
+                1,
+            );
+        });
+    }
+
+    /// The queries `tile`, all heads.
+    fn tile(&self, tile: Range<usize>, out: &mut [f32]) {
+        let batch = self.batch;
+        let width = self.config.head_dim;
+        let group = self.config.num_attention_heads / self.config.num_key_value_heads;
+        // Cached keys that any query of the tile sees: of the prefix, and of the batch itself.
+        // The earliest query decides: within a segment positions ascend, and segments restart.
+        let earliest = batch.positions[tile.clone()].iter().copied().min().unwrap_or(0);
+        let prefix = self.start(earliest).min(batch.prefix)..batch.prefix;
+        let first_own = batch.segment[tile.start];
+        let own = batch.prefix + first_own..batch.prefix + tile.end;
+        let count = prefix.len() + own.len();
+        SCORES.with_borrow_mut(|scores| {
+            scores.resize(tile.len() * count, 0.0);
+            for head in 0..self.config.num_attention_heads {
+                let queries =
+                    &self.queries[tile.start * self.query_stride + head * width..];
+                let queries = Strided::rows(queries, self.query_stride);
+                for (range, column) in [(prefix.clone(), 0), (own.clone(), prefix.len())] {
+                    if !range.is_empty() {
+                        kernels::matmul(
+                            (tile.len(), width, range.len()),
+                            queries,
+                            self.cached(&self.cache.keys, head / group, range).transposed(),
+                            &mut scores[column..],
+                            count,
+                            self.scale(),
+                            false,
+                            1,
+                        );
+                    }
+                }
+                for (row, query) in scores.chunks_exact_mut(count).zip(tile.clone()) {
+                    self.mask(row, query, &prefix, first_own);
+                    kernels::softmax(self.machine.isa, row);
+                }
+                let out_width = self.config.query_size();
+                let out = &mut out[head * width..];
+                for (range, column) in [(prefix.clone(), 0), (own.clone(), prefix.len())] {
+                    if !range.is_empty() {
+                        kernels::matmul(
+                            (tile.len(), range.len(), width),
+                            Strided::rows(&scores[column..], count),
+                            self.cached(&self.cache.values, head / group, range),
+                            out,
+                            out_width,
+                            1.0,
+                            column > 0,
+                            1,
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    /// Puts −∞ at the keys that `query` does not see.
+    fn mask(&self, row: &mut [f32], query: usize, prefix: &Range<usize>, first_own: usize) {
+        let batch = self.batch;
+        let start = self.start(batch.positions[query]);
+        let hidden = start.clamp(prefix.start, prefix.end) - prefix.start;
+        row[..hidden].fill(f32::NEG_INFINITY);
+        let own = &mut row[prefix.len()..];
+        // Positions run with the index inside a segment.
+        let segment = batch.segment[query];
+        let seen = start.saturating_sub(batch.positions[segment]) + segment;
+        own[..seen - first_own].fill(f32::NEG_INFINITY);
+        own[query + 1 - first_own..].fill(f32::NEG_INFINITY);
+    }
+}

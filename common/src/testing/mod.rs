@@ -1,6 +1,7 @@
 //! Helpers for tests: closeness, goldens, faulty servers, file mutators.
 
 mod bad_tables;
+pub mod bench_protocol;
 pub mod endpoint;
 pub mod gradients;
 pub mod mutate;

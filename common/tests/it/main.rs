@@ -9,3 +9,4 @@ mod metrics;
 mod ops;
 mod optim;
 mod report;
+mod engine;

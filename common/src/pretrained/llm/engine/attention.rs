@@ -127,8 +127,7 @@ impl Attention<'_> {
         SCORES.with_borrow_mut(|scores| {
             scores.resize(tile.len() * count, 0.0);
             for head in 0..self.config.num_attention_heads {
-                let queries =
-                    &self.queries[tile.start * self.query_stride + head * width..];
+                let queries = &self.queries[tile.start * self.query_stride + head * width..];
                 let queries = Strided::rows(queries, self.query_stride);
                 for (range, column) in [(prefix.clone(), 0), (own.clone(), prefix.len())] {
                     if !range.is_empty() {

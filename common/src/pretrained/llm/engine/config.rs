@@ -82,7 +82,11 @@ impl ModelConfig {
 
     /// What the embedding of a token is multiplied with.
     pub(super) fn embedding_scale(&self) -> f32 {
-        if self.architecture == Architecture::Gemma3 { (self.hidden_size as f32).sqrt() } else { 1.0 }
+        if self.architecture == Architecture::Gemma3 {
+            (self.hidden_size as f32).sqrt()
+        } else {
+            1.0
+        }
     }
 
     /// Weights of the matrices, norms and biases left out.
@@ -146,9 +150,8 @@ impl ModelConfig {
         if size("expert_count").is_ok_and(|experts| experts > 0) {
             return Err(invalid("mixtures of experts are not supported".into()));
         }
-        let theta = |suffix: &str, default: f64| {
-            optional(suffix).map_or(Ok(default), |value| value.f64())
-        };
+        let theta =
+            |suffix: &str, default: f64| optional(suffix).map_or(Ok(default), |value| value.f64());
         let gemma = architecture == Architecture::Gemma3;
         let sliding_window = match optional("attention.sliding_window") {
             Some(size) if gemma => Some(SlidingWindow {
@@ -257,7 +260,10 @@ impl ModelConfig {
             ));
         }
         if self.head_dim % 2 == 1 {
-            return Err(format!("the head size {} is odd, rotary pairs need it even", self.head_dim));
+            return Err(format!(
+                "the head size {} is odd, rotary pairs need it even",
+                self.head_dim
+            ));
         }
         let positive = |value: f64| value > 0.0 && value.is_finite();
         if !positive(f64::from(self.rms_norm_eps)) || !positive(self.rope_theta) {

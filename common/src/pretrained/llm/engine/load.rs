@@ -5,9 +5,9 @@
 use super::config::{Architecture, ModelConfig};
 use super::kernels::{BLOCK, Packed, PackedKind};
 use super::matrix::{Matrix, Storage, common_kind, pack_rows};
+use super::shim::Safetensors;
 use super::{Precision, packing};
 use crate::gguf::{GgmlDType, Gguf};
-use crate::weights::Safetensors;
 use crate::{Error, Result};
 use half::f16;
 
@@ -44,10 +44,8 @@ impl Weights {
         config: &ModelConfig,
         precision: Precision,
     ) -> Result<Self> {
-        let expected: Vec<(String, Vec<usize>)> = expected(config)
-            .into_iter()
-            .map(|(name, shape)| (source.name(&name), shape))
-            .collect();
+        let expected: Vec<(String, Vec<usize>)> =
+            expected(config).into_iter().map(|(name, shape)| (source.name(&name), shape)).collect();
         source.check(&expected)?;
         let output = (!config.tie_word_embeddings)
             .then(|| source.matrix(&["output.weight".into()], precision, None))

@@ -49,14 +49,6 @@ impl Matrix {
         self.rows
     }
 
-    pub(super) fn cols(&self) -> usize {
-        self.cols
-    }
-
-    pub(super) fn is_packed(&self) -> bool {
-        matches!(self.storage, Storage::Packed(_))
-    }
-
     /// Memory of the weights.
     pub(super) fn bytes(&self) -> usize {
         match &self.storage {
@@ -176,5 +168,9 @@ pub(super) fn pack_rows(values: &[f32], cols: usize, out: &mut Packed, first: us
 
 /// The packed kind that holds all of `kinds` with the least memory.
 pub(super) fn common_kind(kinds: impl IntoIterator<Item = PackedKind>) -> PackedKind {
-    if kinds.into_iter().all(|kind| kind == PackedKind::Q4) { PackedKind::Q4 } else { PackedKind::Q8 }
+    if kinds.into_iter().all(|kind| kind == PackedKind::Q4) {
+        PackedKind::Q4
+    } else {
+        PackedKind::Q8
+    }
 }

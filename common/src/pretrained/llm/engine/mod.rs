@@ -40,6 +40,7 @@ mod model;
 mod packing;
 mod score;
 mod session;
+mod shim;
 
 pub use config::{Architecture, ModelConfig, SlidingWindow};
 pub use model::{Model, Precision};

@@ -4,8 +4,8 @@ use super::config::{Architecture, ModelConfig};
 use super::kernels::{self, Activations};
 use super::load::{Layer, Source, Weights};
 use super::matrix::{Machine, Matrix};
+use super::shim::Safetensors;
 use crate::gguf::Gguf;
-use crate::weights::Safetensors;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::path::Path;
@@ -123,9 +123,10 @@ impl Model {
             }
         }
         let rotations = Rotation::new(&batch.positions, config.head_dim, config.rope_theta);
-        let local_rotations = config.sliding_window.as_ref().map(|sliding| {
-            Rotation::new(&batch.positions, config.head_dim, sliding.rope_theta)
-        });
+        let local_rotations = config
+            .sliding_window
+            .as_ref()
+            .map(|sliding| Rotation::new(&batch.positions, config.head_dim, sliding.rope_theta));
         for (index, (layer, cache)) in weights.layers.iter().zip(cache).enumerate() {
             let window = config.window(index);
             let rotation = match &local_rotations {
@@ -159,7 +160,9 @@ fn resolve(precision: Precision, config: &ModelConfig) -> Precision {
 fn available_memory() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     info.lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok())
+        .find_map(|line| {
+            line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok()
+        })
         .map_or(8 << 30, |kib: u64| kib * 1024)
 }
 
@@ -225,7 +228,8 @@ impl Rotation {
     fn new(positions: &[usize], head_dim: usize, theta: f64) -> Self {
         let half = head_dim / 2;
         let angles = positions.iter().flat_map(|&position| {
-            (0..half).map(move |i| position as f64 * theta.powf(-(2.0 * i as f64) / head_dim as f64))
+            (0..half)
+                .map(move |i| position as f64 * theta.powf(-(2.0 * i as f64) / head_dim as f64))
         });
         let (sin, cos) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
         Self { cos, sin }
@@ -283,7 +287,8 @@ impl Run<'_> {
 
     /// Adds `x` (after the norm, where there is one) to the residual stream.
     fn add(&self, hidden: &mut [f32], x: &[f32], norm: Option<&[f32]>) {
-        let (width, eps, isa) = (self.config.hidden_size, self.config.rms_norm_eps, self.machine.isa);
+        let (width, eps, isa) =
+            (self.config.hidden_size, self.config.rms_norm_eps, self.machine.isa);
         self.rows(hidden, width, |t, hidden| {
             let x = &x[t * width..(t + 1) * width];
             match norm {
@@ -332,20 +337,16 @@ impl Run<'_> {
         let width = query_size + 2 * key_value_size;
         self.norm(&scratch.hidden, &layer.attention_norm, &mut scratch.normed);
         let rounded = &mut scratch.rounded;
-        self.product(
-            &layer.qkv,
-            &scratch.normed,
-            config.hidden_size,
-            rounded,
-            &mut scratch.qkv,
-        );
+        self.product(&layer.qkv, &scratch.normed, config.hidden_size, rounded, &mut scratch.qkv);
         self.rows(&mut scratch.qkv, width, |t, row| {
             if let Some(bias) = &layer.qkv_bias {
                 row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
             }
             let half = t * head_dim / 2..(t + 1) * head_dim / 2;
             let mut buffer = vec![0.0; head_dim];
-            for (head, x) in row[..query_size + key_value_size].chunks_exact_mut(head_dim).enumerate() {
+            for (head, x) in
+                row[..query_size + key_value_size].chunks_exact_mut(head_dim).enumerate()
+            {
                 let is_query = head < config.num_attention_heads;
                 let norm = if is_query { &layer.query_norm } else { &layer.key_norm };
                 if let Some(norm) = norm {

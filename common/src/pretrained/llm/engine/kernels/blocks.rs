@@ -102,7 +102,8 @@ impl Packed {
         let lines = self.kind.lines();
         let out = &mut self.lines[at * lines..(at + 1) * lines];
         for (j, line) in out.iter_mut().enumerate() {
-            let mut bytes = [quants[4 * j], quants[4 * j + 1], quants[4 * j + 2], quants[4 * j + 3]];
+            let mut bytes =
+                [quants[4 * j], quants[4 * j + 1], quants[4 * j + 2], quants[4 * j + 3]];
             if self.kind == PackedKind::Q4 {
                 for (i, byte) in bytes.iter_mut().enumerate() {
                     *byte = (*byte & 15) | quants[16 + 4 * j + i] << 4;
@@ -257,7 +258,14 @@ pub(in super::super) struct Activations {
 
 impl Activations {
     /// Quantises `count` rows of `cols` values, `stride` apart in `x`; reuses the buffers.
-    pub(in super::super) fn set(&mut self, isa: Isa, x: &[f32], cols: usize, stride: usize, count: usize) {
+    pub(in super::super) fn set(
+        &mut self,
+        isa: Isa,
+        x: &[f32],
+        cols: usize,
+        stride: usize,
+        count: usize,
+    ) {
         let blocks = cols.div_ceil(BLOCK);
         (self.count, self.blocks) = (count, blocks);
         self.words.resize(count * blocks * BLOCK / 4, 0);
@@ -316,7 +324,9 @@ fn quantise_body<const FMA: bool>(
         let scale = largest / 127.0;
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let mut sum = 0;
-        for (word, values) in words[block * 8..block * 8 + 8].iter_mut().zip(values.as_chunks::<4>().0) {
+        for (word, values) in
+            words[block * 8..block * 8 + 8].iter_mut().zip(values.as_chunks::<4>().0)
+        {
             let q = values.map(|v| {
                 // Adding 1.5 · 2^23 rounds to an integer in the low bits, ties to even.
                 (v * inverse + 12_582_912.0).to_bits() as i8
@@ -573,7 +583,9 @@ unsafe fn tile_avx2<const T: usize, const Q4: bool>(
             }
             let half_floats = |bits: &[u16; GROUP]| {
                 // SAFETY: the half that is read is 16 of the 32 bytes.
-                _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast::<__m128i>().add(half)) })
+                _mm256_cvtph_ps(unsafe {
+                    _mm_loadu_si128(bits.as_ptr().cast::<__m128i>().add(half))
+                })
             };
             let scales = half_floats(&weights.scales[block]);
             for t in 0..T {

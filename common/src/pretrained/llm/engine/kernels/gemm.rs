@@ -89,7 +89,7 @@ pub(super) struct Columns<'a> {
 }
 
 // SAFETY: the pointer is to f32 values borrowed mutably for 'a; threads write through it only by
-// the unsafe `write` and `pointer`, whose callers keep the written places apart.
+// the unsafe `write` and by gemm, whose callers keep the written places apart.
 unsafe impl Sync for Columns<'_> {}
 
 impl<'a> Columns<'a> {
@@ -97,6 +97,13 @@ impl<'a> Columns<'a> {
     pub(super) fn new(out: &'a mut [f32], rows: usize, stride: usize, cols: usize) -> Self {
         assert!(rows == 0 || (cols <= stride && (rows - 1) * stride + cols <= out.len()));
         Self { start: out.as_mut_ptr(), rows, stride, cols, borrow: PhantomData }
+    }
+
+    /// Where column `col` of the first row lies.
+    fn column(&self, col: usize) -> *mut f32 {
+        assert!(col < self.cols);
+        // In bounds by `new`: a column index is below the stride.
+        self.start.wrapping_add(col)
     }
 
     /// Writes `values` into row `row` from column `col` on.
@@ -155,7 +162,7 @@ pub(in super::super) fn matmul_panels(
                     count,
                     n,
                     cols,
-                    columns.start.add(first),
+                    columns.column(first),
                     1,
                     out_stride as isize,
                     false,

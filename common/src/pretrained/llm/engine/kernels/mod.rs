@@ -17,9 +17,7 @@ mod rows;
 
 pub(super) use blocks::{Activations, BLOCK, Packed, PackedKind};
 pub(super) use gemm::{Strided, matmul, matmul_panels};
-pub(super) use rows::{
-    dot, exp_sum, gelu_gate, rms_norm, rotate_half, silu_gate, softmax,
-};
+pub(super) use rows::{dot, exp_sum, gelu_gate, rms_norm, rotate_half, silu_gate, softmax};
 
 /// Instruction set of a kernel call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,9 +8,9 @@ use super::Isa;
 /// Compiles `$body` for every instruction set under the name `$name` and dispatches on an
 /// [`Isa`].
 macro_rules! dispatched {
-    ($(#[$doc:meta])* $name:ident, $body:ident, ($($arg:ident: $type:ty),*) $(-> $out:ty)?) => {
+    ($(#[$doc:meta])* $vis:vis $name:ident, $body:ident, ($($arg:ident: $type:ty),*) $(-> $out:ty)?) => {
         $(#[$doc])*
-        pub(in super::super) fn $name(isa: Isa, $($arg: $type),*) $(-> $out)? {
+        $vis fn $name(isa: Isa, $($arg: $type),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
@@ -40,31 +40,31 @@ pub(super) use dispatched;
 
 dispatched!(
     /// Sum of products of two slices of equal length.
-    dot, dot_body, (left: &[f32], right: &[f32]) -> f32
+    pub(in super::super) dot, dot_body, (left: &[f32], right: &[f32]) -> f32
 );
 dispatched!(
     /// `out = x / sqrt(mean(x²) + eps) · weight` (Zhang and Sennrich 2019, eq. 4).
-    rms_norm, rms_norm_body, (x: &[f32], weight: &[f32], eps: f32, out: &mut [f32])
+    pub(in super::super) rms_norm, rms_norm_body, (x: &[f32], weight: &[f32], eps: f32, out: &mut [f32])
 );
 dispatched!(
     /// In place softmax of a row; all zero where every entry is −∞.
-    softmax, softmax_body, (row: &mut [f32])
+    pub(in super::super) softmax, softmax_body, (row: &mut [f32])
 );
 dispatched!(
     /// `Σ exp(x − shift)`.
-    exp_sum, exp_sum_body, (row: &[f32], shift: f32) -> f32
+    pub(in super::super) exp_sum, exp_sum_body, (row: &[f32], shift: f32) -> f32
 );
 dispatched!(
     /// `gate = silu(gate) · up` (SwiGLU).
-    silu_gate, silu_gate_body, (gate: &mut [f32], up: &[f32])
+    pub(in super::super) silu_gate, silu_gate_body, (gate: &mut [f32], up: &[f32])
 );
 dispatched!(
     /// `gate = gelu(gate) · up` with the tanh approximation of GELU (GeGLU).
-    gelu_gate, gelu_gate_body, (gate: &mut [f32], up: &[f32])
+    pub(in super::super) gelu_gate, gelu_gate_body, (gate: &mut [f32], up: &[f32])
 );
 dispatched!(
     /// Rotary embedding of one head, pairing element i with i + d/2.
-    rotate_half, rotate_half_body, (head: &mut [f32], cos: &[f32], sin: &[f32])
+    pub(in super::super) rotate_half, rotate_half_body, (head: &mut [f32], cos: &[f32], sin: &[f32])
 );
 
 const LANES: usize = 16;

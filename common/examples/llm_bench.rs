@@ -18,6 +18,7 @@ use clap::Parser;
 use common::gguf::Gguf;
 use common::llm::engine::{Model, Precision, Session, argmax};
 use common::testing::bench_protocol::{Case, Timings, serve};
+use common::tokenizer::Special;
 use common::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -178,7 +179,7 @@ fn prompt_ids(arguments: &Arguments, gguf: Option<&Gguf>) -> Result<Vec<u32>> {
         return Err(Error::usage("a text prompt needs a GGUF file; use --ids with a folder"));
     };
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    Ok(gguf.tokenizer()?.encode(text, false)?.get_ids().to_vec())
+    gguf.tokenizer()?.encode(&text, Special::AsText)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

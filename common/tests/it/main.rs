@@ -3,10 +3,10 @@
 mod assets;
 mod checkpoint;
 mod data;
+mod engine;
 mod fuzz;
 mod llm;
 mod metrics;
 mod ops;
 mod optim;
 mod report;
-mod engine;

@@ -14,20 +14,27 @@
 //! ```
 
 mod cache;
+mod constrain;
 mod endpoint;
 pub mod engine;
+pub mod json;
+mod local;
 mod request;
+mod sample;
 mod spec;
+mod template;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use endpoint::{ApiKey, EndpointOptions};
+pub use engine::{OptionScore, Precision};
 pub use request::{Answer, Content, Finish, Message, Prompt, Request, Role, Usage};
 pub use spec::LlmSpec;
 
@@ -35,6 +42,7 @@ use crate::assets::Assets;
 use crate::{Error, Result};
 use cache::{AnswerFile, Key};
 use endpoint::Endpoint;
+use local::Local;
 
 /// How an [`Llm`] is opened.
 #[derive(Clone)]
@@ -48,6 +56,8 @@ pub struct LlmOptions {
     /// Every finished answer that is handed out is also written to this file, which `replay:`
     /// reads.
     pub record: Option<PathBuf>,
+    /// How local models hold their weights.
+    pub precision: Precision,
     /// Patience and key of endpoints.
     pub endpoint: EndpointOptions,
 }
@@ -57,6 +67,7 @@ impl std::fmt::Debug for LlmOptions {
         f.debug_struct("LlmOptions")
             .field("cache", &self.cache)
             .field("record", &self.record)
+            .field("precision", &self.precision)
             .field("endpoint", &self.endpoint)
             .finish_non_exhaustive()
     }
@@ -68,6 +79,7 @@ impl LlmOptions {
         Self {
             cache: Some(assets.options().cache.join("answers")),
             record: None,
+            precision: Precision::Auto,
             endpoint: EndpointOptions::default(),
             assets,
         }
@@ -78,22 +90,6 @@ impl Default for LlmOptions {
     /// With [`Assets::from_env`].
     fn default() -> Self {
         Self::new(Assets::from_env())
-    }
-}
-
-/// How probable one continuation is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct OptionScore {
-    /// Natural logarithm of the probability of the whole continuation: the sum over its tokens.
-    pub log_prob: f64,
-    /// Natural logarithm of each token's probability, given all tokens before it.
-    pub token_log_probs: Vec<f64>,
-}
-
-impl OptionScore {
-    /// `log_prob` divided by the number of tokens, which does not favour short options.
-    pub fn mean_log_prob(&self) -> f64 {
-        self.log_prob / self.token_log_probs.len() as f64
     }
 }
 
@@ -111,6 +107,7 @@ pub struct Llm {
 
 #[derive(Debug)]
 enum Backend {
+    Local(Box<Local>),
     Endpoint(Box<Endpoint>),
     Replay(AnswerFile),
 }
@@ -123,6 +120,13 @@ impl Llm {
     /// ([`Error::Usage`]).
     pub fn open(spec: &LlmSpec, options: &LlmOptions) -> Result<Self> {
         let name = spec.to_string();
+        let identity = |kind: &str, files: &[PathBuf]| -> Result<String> {
+            if options.cache.is_none() && options.record.is_none() {
+                return Ok(name.clone());
+            }
+            let sha256 = local::fingerprint(files)?;
+            Ok(format!("{kind}:sha256-{sha256}/{:?}", options.precision))
+        };
         let (backend, identity) = match spec {
             LlmSpec::Endpoint { base, model } => {
                 let endpoint = Endpoint::new(base, model, &options.endpoint)?;
@@ -133,8 +137,17 @@ impl Llm {
                 let identity = recorded_model(&recording, model.as_deref(), &name)?;
                 (Backend::Replay(recording), identity)
             }
-            LlmSpec::Gguf(_) | LlmSpec::Hf { .. } => {
-                return Err(Error::usage(format!("{name}: local models are not available yet")));
+            LlmSpec::Gguf(file) => {
+                let path = local::gguf_file(file, &options.assets)?;
+                let model = Local::from_gguf(&path, options.precision)?;
+                (Backend::Local(Box::new(model)), identity("gguf", &[path])?)
+            }
+            LlmSpec::Hf { repo, revision } => {
+                let folder = local::hf_folder(repo, revision.as_deref(), &options.assets)?;
+                let model = Local::from_hf(&folder, options.precision)?;
+                let files = ["config.json", "tokenizer.json", "model.safetensors"];
+                let files = files.map(|file| folder.join(file));
+                (Backend::Local(Box::new(model)), identity("hf", &files)?)
             }
         };
         let cache = match (&backend, &options.cache) {
@@ -171,34 +184,55 @@ impl Llm {
 
     fn generate_until(&self, request: &Request, cancel: &AtomicBool) -> Result<Answer> {
         request.check()?;
-        let canonical = request.canonical();
-        let key = Key::of(&canonical);
-        if let Some(answer) = self.known(key)? {
-            let answer = Answer { cached: true, ..answer };
-            return self.recorded(key, &canonical, answer);
-        }
-        let claim = match &self.cache {
-            Some(cache) => Some(cache.claim(&self.identity, key, self.claim_deadline())?),
-            None => None,
+        let (answer, cached) =
+            self.answer(&request.canonical(), Answer::complete, || match &self.backend {
+                Backend::Local(model) => model.generate(request),
+                Backend::Endpoint(_) if self.offline => Err(self.unknown("--offline is set")),
+                Backend::Endpoint(endpoint) => endpoint.ask(request, cancel),
+                Backend::Replay(_) => Err(self.unknown("it is not in the recording")),
+            })?;
+        Ok(Answer { cached, ..answer })
+    }
+
+    /// The finished answer to `request` from the cache, or else the one that `ask` gives, which
+    /// is kept if it is `finished`. True when it was known.
+    fn answer<T: Serialize + DeserializeOwned>(
+        &self,
+        request: &Value,
+        finished: impl Fn(&T) -> bool,
+        ask: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, bool)> {
+        let key = Key::of(request);
+        let model = self.identity.as_str();
+        let known = || match (&self.backend, &self.cache) {
+            (Backend::Replay(file), _) | (_, Some(file)) => file.get::<T>(model, key),
+            _ => Ok(None),
         };
-        if claim.is_some()
-            && let Some(answer) = self.known(key)?
-        {
-            let answer = Answer { cached: true, ..answer };
-            return self.recorded(key, &canonical, answer);
-        }
-        let answer = match &self.backend {
-            Backend::Endpoint(_) if self.offline => return Err(self.unknown("--offline is set")),
-            Backend::Endpoint(endpoint) => endpoint.ask(request, cancel)?,
-            Backend::Replay(_) => return Err(self.unknown("it is not in the recording")),
+        // Looked up once more when nobody else is asking any longer.
+        let (found, claim) = match (known()?, &self.cache) {
+            (None, Some(cache)) => {
+                let claim = cache.claim(model, key, self.claim_deadline())?;
+                (known()?, Some(claim))
+            }
+            (found, _) => (found, None),
         };
-        if answer.complete()
-            && let Some(cache) = &self.cache
-        {
-            cache.put(&self.identity, key, &canonical, &answer)?;
+        let cached = found.is_some();
+        let answer = match found {
+            Some(answer) => answer,
+            None => ask()?,
+        };
+        if finished(&answer) {
+            if !cached && let Some(cache) = &self.cache {
+                cache.put(model, key, request, &answer)?;
+            }
+            if let Some(record) = &self.record
+                && record.get::<T>(model, key)?.is_none()
+            {
+                record.put(model, key, request, &answer)?;
+            }
         }
         drop(claim);
-        self.recorded(key, &canonical, answer)
+        Ok((answer, cached))
     }
 
     /// Generates for all requests, `in_flight` at a time for endpoints, one after the other for
@@ -216,7 +250,7 @@ impl Llm {
     ) -> Result<()> {
         let workers = match &self.backend {
             Backend::Endpoint(_) => in_flight.clamp(1, requests.len().max(1)),
-            Backend::Replay(_) => 1,
+            Backend::Local(_) | Backend::Replay(_) => 1,
         };
         let next = AtomicUsize::new(0);
         let cancel = AtomicBool::new(false);
@@ -255,40 +289,35 @@ impl Llm {
 
     /// Log-probability of every option as the continuation of `prompt`, in the order given.
     ///
-    /// Only local models know token probabilities: [`Error::Usage`] for an endpoint.
+    /// The beginning that a prompt shares with the one before it is not computed again, so put
+    /// what many prompts share first and score them one after the other.
+    ///
+    /// Errors: [`Error::LlmOutput`] when prompt and options do not fit the model's context;
+    /// [`Error::Usage`] for an endpoint, which does not know token probabilities, and for no or
+    /// empty options.
     pub fn score_options(&self, prompt: &Prompt, options: &[String]) -> Result<Vec<OptionScore>> {
         if options.is_empty() || options.iter().any(String::is_empty) {
             return Err(Error::usage("score_options needs options, none of them empty"));
         }
-        let canonical: Value = prompt.canonical(options);
-        let key = Key::of(&canonical);
-        match &self.backend {
-            Backend::Endpoint(_) => Err(Error::usage(format!(
+        if let Backend::Endpoint(_) = &self.backend {
+            return Err(Error::usage(format!(
                 "{}: endpoints do not tell the probability of given options; use generate, or a \
                  gguf: or hf: model",
                 self.name
-            ))),
-            Backend::Replay(file) => file
-                .get(&self.identity, key)?
-                .ok_or_else(|| self.unknown("it is not in the recording")),
+            )));
         }
-    }
-
-    fn known(&self, key: Key) -> Result<Option<Answer>> {
-        match (&self.backend, &self.cache) {
-            (Backend::Replay(file), _) | (_, Some(file)) => file.get(&self.identity, key),
-            _ => Ok(None),
-        }
-    }
-
-    fn recorded(&self, key: Key, request: &Value, answer: Answer) -> Result<Answer> {
-        if answer.complete()
-            && let Some(record) = &self.record
-            && record.get::<Answer>(&self.identity, key)?.is_none()
-        {
-            record.put(&self.identity, key, request, &answer)?;
-        }
-        Ok(answer)
+        let request = prompt.canonical(options);
+        let (scores, _) = self.answer(
+            &request,
+            |_| true,
+            || match &self.backend {
+                Backend::Local(model) => model.score_options(prompt, options),
+                Backend::Endpoint(_) | Backend::Replay(_) => {
+                    Err(self.unknown("it is not in the recording"))
+                }
+            },
+        )?;
+        Ok(scores)
     }
 
     fn unknown(&self, why: &str) -> Error {
@@ -302,6 +331,8 @@ impl Llm {
     fn claim_deadline(&self) -> Instant {
         let patience = match &self.backend {
             Backend::Endpoint(endpoint) => endpoint.budget(),
+            // Another process may be generating a long answer on a slow machine.
+            Backend::Local(_) => Duration::from_secs(3_600),
             Backend::Replay(_) => Duration::ZERO,
         };
         Instant::now() + patience + Duration::from_secs(5)

@@ -1,5 +1,7 @@
 //! Log-probabilities of given continuations.
 
+use serde::{Deserialize, Serialize};
+
 use super::kernels;
 use super::matrix::Machine;
 use super::model::{Arithmetic, Batch};
@@ -10,7 +12,7 @@ use crate::{Error, Result};
 const CHUNK: usize = 512;
 
 /// How probable one continuation is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptionScore {
     /// Natural logarithm of the probability of the whole continuation: the sum over its tokens.
     pub log_prob: f64,

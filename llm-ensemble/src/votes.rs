@@ -1,7 +1,7 @@
 //! Votes: a sparse multiset of (item, worker, label), grouped by item.
 //!
 //! Strings are interned once; a vote costs 6 bytes (`u32` worker, `u16` label) after
-//! [`VotesBuilder::finish`] and 16 bytes while it runs. Votes of one item stand next to each
+//! [`VotesBuilder::finish`] and 18 bytes while it runs. Votes of one item stand next to each
 //! other, so every aggregator is one pass over contiguous memory. Repeated rows stay separate
 //! votes unless [`Duplicates`] says otherwise: a dense item × worker matrix would lose them.
 
@@ -253,6 +253,8 @@ pub struct Votes {
     starts: Vec<usize>,
     worker: Vec<u32>,
     label: Vec<Label>,
+    /// Labels in order of first appearance.
+    appearance: Vec<Label>,
 }
 
 impl Votes {
@@ -303,7 +305,17 @@ impl Votes {
             label[*at] = k;
             *at += 1;
         }
-        let mut votes = Self { items, workers, labels, starts, worker, label };
+        let mut appeared = vec![false; labels.len()];
+        let mut appearance = Vec::with_capacity(labels.len());
+        for &(_, _, k) in rows {
+            if !std::mem::replace(&mut appeared[k as usize], true) {
+                appearance.push(k);
+            }
+            if appearance.len() == labels.len() {
+                break;
+            }
+        }
+        let mut votes = Self { items, workers, labels, starts, worker, label, appearance };
         if duplicates != Duplicates::Keep {
             votes.remove_duplicates(duplicates, rows)?;
         }
@@ -404,6 +416,11 @@ impl Votes {
     /// Label of every vote.
     pub fn label_codes(&self) -> &[Label] {
         &self.label
+    }
+
+    /// Labels that occur, in order of their first vote.
+    pub fn labels_by_appearance(&self) -> impl Iterator<Item = Label> + '_ {
+        self.appearance.iter().copied()
     }
 
     /// T_i = Σ_j T_ij: votes per worker.

@@ -3,50 +3,83 @@
 //! Tables are laid out `[worker][voted label l][true label k]`, so that a vote touches L
 //! neighbouring numbers in either step.
 
+use super::shrink::digamma;
 use crate::votes::Label;
 
 /// Below this the running products of [`e_step`] are rescaled.
 const SMALL: f64 = 1e-100;
 
-/// Eq. 7, one worker: C\[k, l\] = (α B\[k, l\] L + Σ_j μ_j(k) 1\[W_ij = l\]) / (L α + Σ_j T_ij μ_j(k)).
+/// Eq. 7, one worker: C\[k, l\] = (α + Σ_j μ_j(k) 1\[W_ij = l\]) / (L α + Σ_j T_ij μ_j(k)).
 ///
-/// `counts` and `out` are L × L, voted label first. With `base` = `None`, B is uniform (1 / L),
-/// which is Dawid–Skene's smoothing by α per cell; otherwise `base` holds B\[k, l\] in the same
-/// layout, and the row is shrunk towards it with `alpha`·L pseudo-votes.
-pub fn m_step(counts: &[f64], labels: usize, alpha: f64, base: Option<&[f64]>, out: &mut [f64]) {
-    let strength = alpha * labels as f64;
+/// `counts` and `out` are L × L, voted label first.
+pub fn m_step(counts: &[f64], labels: usize, alpha: f64, out: &mut [f64]) {
     for k in 0..labels {
         let total: f64 = (0..labels).map(|l| counts[l * labels + k]).sum();
-        let scale = 1.0 / (strength + total);
+        let scale = 1.0 / (alpha * labels as f64 + total);
         for l in 0..labels {
             let at = l * labels + k;
-            let pseudo = base.map_or(alpha, |b| strength * b[at]);
-            out[at] = (pseudo + counts[at]) * scale;
+            out[at] = (alpha + counts[at]) * scale;
+        }
+    }
+}
+
+/// Eq. 7 with a base distribution in place of α: C\[r, l\] = (s_r B\[r, l\] + n_rl) / (s_r + n_r).
+///
+/// Tables are L × R, voted label first; `strengths` holds s_r, one per component r.
+pub fn m_step_shrunk(counts: &[f64], base: &[f64], strengths: &[f64], out: &mut [f64]) {
+    let r = strengths.len();
+    for (component, &strength) in strengths.iter().enumerate() {
+        let total: f64 = counts.iter().skip(component).step_by(r).sum();
+        let scale = 1.0 / (strength + total);
+        for at in (component..counts.len()).step_by(r) {
+            out[at] = (strength * base[at] + counts[at]) * scale;
+        }
+    }
+}
+
+/// Eq. 7 as a variational update: exp E\[ln C\[r, l\]\] under Dirichlet(n_rl + β), β = 4 where l is
+/// the label of component r and 1 elsewhere (the prior of EBCC). Rows sum to less than 1.
+pub fn m_step_variational(
+    counts: &[f64],
+    components: usize,
+    label_of: impl Fn(usize) -> usize,
+    out: &mut [f64],
+) {
+    for component in 0..components {
+        let own = label_of(component) * components + component;
+        let beta = |at: usize| if at == own { 4.0 } else { 1.0 };
+        let cells = (component..counts.len()).step_by(components);
+        let total: f64 = cells.clone().map(|at| counts[at] + beta(at)).sum();
+        let log_total = digamma(total);
+        for at in cells {
+            out[at] = (digamma(counts[at] + beta(at)) - log_total).exp();
         }
     }
 }
 
 /// Eq. 8, one item: μ_j(k) ∝ π_k · Π_{i: T_ij = 1} C_i\[k, W_ij\], written into `joint` (one per
-/// label, sum 1). Returns ln P(votes of the item).
+/// component, which is a label or a subtype of one; sum 1). Returns ln P(votes of the item).
 ///
+/// `confusion` is `[worker][voted label][component]` with `label_count` voted labels.
 /// Products are rescaled whenever they become small, which equals the log-sum-exp form without
-/// its logarithms and exponentials. `N` = L unrolls the loops; 0 takes L from `joint`.
+/// its logarithms and exponentials. `N` components unroll the loops; 0 takes their number from `joint`.
 #[inline]
 pub fn e_step<const N: usize>(
     workers: &[u32],
     labels: &[Label],
+    label_count: usize,
     prior: &[f64],
     confusion: &[f64],
     joint: &mut [f64],
 ) -> f64 {
-    let l = if N == 0 { joint.len() } else { N };
-    let joint = &mut joint[..l];
-    joint.copy_from_slice(&prior[..l]);
+    let width = if N == 0 { joint.len() } else { N };
+    let joint = &mut joint[..width];
+    joint.copy_from_slice(&prior[..width]);
     let mut log_scale = 0.0;
     for (workers, labels) in workers.chunks(8).zip(labels.chunks(8)) {
         for (&worker, &label) in workers.iter().zip(labels) {
-            let at = (worker as usize * l + label as usize) * l;
-            for (p, c) in joint.iter_mut().zip(&confusion[at..at + l]) {
+            let at = (worker as usize * label_count + label as usize) * width;
+            for (p, c) in joint.iter_mut().zip(&confusion[at..at + width]) {
                 *p *= c;
             }
         }

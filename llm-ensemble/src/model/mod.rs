@@ -12,5 +12,7 @@
 //! | Eq. 8 E step | [`confusion::e_step`] |
 
 pub mod bound;
+pub mod clones;
 pub mod confusion;
+pub mod shrink;
 pub mod vote;

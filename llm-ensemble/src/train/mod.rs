@@ -231,7 +231,12 @@ impl Evidence {
         if self.weights.iter().any(|v| !v.is_finite()) {
             return Err(Error::usage("a weight that is not finite; weights must be finite"));
         }
-        if self.prior.iter().flatten().any(|&(w, s)| !(0.0..=1.0).contains(&w) || !(s >= 0.0)) {
+        if self
+            .prior
+            .iter()
+            .flatten()
+            .any(|&(w, s)| !(0.0..=1.0).contains(&w) || s.is_nan() || s < 0.0)
+        {
             return Err(Error::usage(
                 "a prior accuracy outside 0 to 1 or a negative strength; correct the prior",
             ));

@@ -171,9 +171,9 @@ fn log_sum(values: &[f64]) -> f64 {
 pub(super) fn vote_posterior(votes: &Votes, label: &[Label]) -> Vec<f64> {
     let (workers, l) = (votes.workers.len(), votes.labels.len());
     let mut right = vec![0.0; workers];
-    for item in 0..votes.items.len() {
+    for (item, &expected) in label.iter().enumerate() {
         for (worker, vote) in votes.of(item) {
-            right[worker] += f64::from(u8::from(vote == label[item]));
+            right[worker] += f64::from(u8::from(vote == expected));
         }
     }
     let totals: Vec<f64> = votes.votes_per_worker().iter().map(|&n| n as f64).collect();

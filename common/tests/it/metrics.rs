@@ -1,6 +1,8 @@
 //! Metrics, calibration and logistic regression against scikit-learn's values
 //! (tests/golden/sklearn, made by the scripts beside them).
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use common::logistic::{LogisticOptions, LogisticRegression};

@@ -1,5 +1,7 @@
 //! Run folders between processes, signals, secrets, bad folders, and pictures that were drawn.
 
+#![allow(clippy::unwrap_used, clippy::exit)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

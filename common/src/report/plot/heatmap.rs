@@ -3,10 +3,9 @@
 use super::axis::title;
 use super::canvas::{Anchor, INK, SMALL, TEXT, draw, fit, width};
 use super::{Labels, Rgb};
-use crate::report::number;
 
 /// A row of cells per row label, coloured from white (lowest finite value) to blue (highest), the
-/// number in each cell when there is room. NaN cells stay grey.
+/// numbers in the cells when there is room for all. NaN cells stay grey.
 pub fn heatmap(
     labels: Labels<'_>,
     rows: &[String],
@@ -26,6 +25,10 @@ pub fn heatmap(
     let top = if labels.title.is_empty() { 8.0 } else { 40.0 } + head;
     let right = left + cell * columns.len() as f64;
     let bottom = top + height * rows.len() as f64;
+    let integers = finite().all(|value| value == value.round());
+    let digits = if integers { 0 } else { 2 };
+    let cell_text = |value: f64| format!("{value:.digits$}");
+    let roomy = height >= 16.0 && finite().all(|value| width(&cell_text(value), SMALL) < cell);
     let size = (right.max(300.0) + 24.0, bottom + if labels.x.is_empty() { 16.0 } else { 40.0 });
     draw(size, |canvas| {
         title(canvas, labels.title, size.0);
@@ -50,11 +53,10 @@ pub fn heatmap(
                 let x = left + column as f64 * cell;
                 let fill = if value.is_finite() { shade(share) } else { (235, 235, 235) };
                 canvas.rect((x, y), (x + cell - 1.0, y + height - 1.0), fill, 1.0);
-                let text = number(value);
-                if value.is_finite() && width(&text, SMALL) < cell && height >= 16.0 {
+                if value.is_finite() && roomy {
                     let ink = if share > 0.6 { (255, 255, 255) } else { INK };
                     let at = (x + cell / 2.0, y + height / 2.0);
-                    canvas.text(at, &text, SMALL, ink, Anchor::Middle);
+                    canvas.text(at, &cell_text(value), SMALL, ink, Anchor::Middle);
                 }
             }
         }

@@ -278,7 +278,7 @@ fn lock(folder: &Path) -> Result<File> {
 }
 
 /// Temporary file beside the target, synced, then renamed over it.
-fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(parent).map_err(Error::io(parent))?;
     file.write_all(bytes).map_err(Error::io(path))?;

@@ -13,6 +13,7 @@
 
 pub mod data;
 pub mod error;
+pub mod files;
 mod pretrained;
 pub mod report;
 mod tensor;

@@ -19,6 +19,7 @@ pub mod stats;
 mod table;
 mod write;
 
+pub use crate::files::{atomic_with, atomic_write};
 pub use read::{Duplicates, Format, ReadOptions, Row, visit};
 pub use table::{Cell, Column, Table};
-pub use write::{Values, atomic_with, atomic_write, write, write_as};
+pub use write::{Values, write, write_as};

@@ -3,6 +3,7 @@
 mod assets;
 mod checkpoint;
 mod data;
+mod encode;
 mod engine;
 mod fuzz;
 mod llm;

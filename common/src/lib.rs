@@ -20,6 +20,11 @@ mod tensor;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+/// The README's example, run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
+
 pub use data::{logistic, metrics, stats};
 pub use error::{Error, Result};
 pub use pretrained::{assets, encode, gguf, llm, tokenizer, weights};

@@ -211,7 +211,7 @@ fn write_committed(new: &Results, committed: &Option<Results>, root: &Path) -> R
     }
     let json = all.without_timings().to_json()?;
     for (name, text) in [("RESULTS.md", all.to_results_file()), ("RESULTS.json", json)] {
-        common::run::atomic_write(&root.join(name), text.as_bytes())?;
+        common::data::atomic_write(&root.join(name), text.as_bytes())?;
     }
     Ok(())
 }
@@ -232,6 +232,6 @@ pub fn report(args: &CommonArgs) -> Result<(Results, PathBuf)> {
         results.insert(Report::from_json(&report.to_json()?, &last.join("results.json"))?);
     }
     let page = last.join("report.html");
-    common::run::atomic_write(&page, results.to_page().as_bytes())?;
+    common::data::atomic_write(&page, results.to_page().as_bytes())?;
     Ok((results, page))
 }

@@ -180,7 +180,7 @@ impl RunFolder {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(Error::io(parent))?;
         }
-        atomic_write(&path, bytes)
+        crate::data::atomic_write(&path, bytes)
     }
 
     /// Appends one JSON line to `metrics.jsonl`: a step of a search or a training curve.
@@ -275,16 +275,6 @@ fn lock(folder: &Path) -> Result<File> {
     let _ = file.set_len(0);
     let _ = writeln!(file, "{}", std::process::id());
     Ok(file)
-}
-
-/// Temporary file beside the target, synced, then renamed over it.
-pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(parent).map_err(Error::io(parent))?;
-    file.write_all(bytes).map_err(Error::io(path))?;
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    file.persist(path).map_err(|error| Error::io(path)(error.error))?;
-    Ok(())
 }
 
 fn new_folder(parent: &Path, spec: &RunSpec) -> Result<PathBuf> {

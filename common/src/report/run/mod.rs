@@ -15,7 +15,7 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-pub use folder::{Manifest, RunFolder, RunSpec, Status, atomic_write};
+pub use folder::{Manifest, RunFolder, RunSpec, Status};
 pub use log::bars;
 pub use progress::{Progress, progress};
 pub use redact::redact;

@@ -79,7 +79,7 @@ fn kinds(metadata: Metadata<'_>, texts: &[&str]) -> Result<Vec<Kind>> {
     // Some converters write role tokens as user-defined, which would let plain text reach them.
     let steers = |text: &str| {
         text.starts_with("<|") && text.ends_with("|>")
-            || matches!(text, "<start_of_turn>" | "<end_of_turn>" | "<s>" | "</s>")
+            || matches!(text, "<start_of_turn>" | "<end_of_turn>")
     };
     let kind = |(code, &text): (i64, &&str)| match code {
         2 | 3 => Kind::Special,

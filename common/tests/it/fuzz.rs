@@ -4,9 +4,11 @@
 //! the default. A failing file is named by its index, which is all that makes it again.
 
 use common::gguf::Gguf;
+use common::llm::engine::{Model, Precision, Session};
 use common::rng::{Seed, Stream};
 use common::testing::mutate::{
-    GgufSeed, flip_bits, mutate_json, tiny_gguf, tiny_safetensors, tiny_tokenizer_json,
+    GgufSeed, flip_bits, mutate_json, tiny_config_json, tiny_gguf, tiny_safetensors,
+    tiny_tokenizer_json,
 };
 use common::tokenizer::{Special, Tokenizer};
 use common::weights::Safetensors;
@@ -42,6 +44,11 @@ fn mutated_tokenizer_json_files_are_read_or_refused() {
 }
 
 #[test]
+fn mutated_config_json_files_are_read_or_refused() {
+    run("config", count(5));
+}
+
+#[test]
 fn a_fault_in_a_child_is_reported() {
     for (target, expected) in [
         ("panics", "a bug"),
@@ -65,9 +72,19 @@ fn case(target: &str, index: u64, folder: &Path) -> bool {
             let architecture = ["llama", "qwen2", "gemma3"][index as usize % 3];
             let bytes = tiny(architecture).mutated(&mut stream);
             assert!(bytes.len() <= 64 << 10);
-            read_gguf(bytes).is_ok()
+            let precision = [Precision::Auto, Precision::F32, Precision::F16];
+            read_gguf(bytes, precision[stream.below(3)]).is_ok()
         }
-        "safetensors" => read_safetensors(tiny_safetensors(0).mutated(&mut stream), folder).is_ok(),
+        "safetensors" => {
+            let weights = tiny_safetensors(0).mutated(&mut stream);
+            read_folder(&weights, tiny_config_json().to_string().as_bytes(), folder).is_ok()
+        }
+        "config" => {
+            let mut json = tiny_config_json();
+            mutate_json(&mut json, &mut stream);
+            let weights = tiny_safetensors(0).layout().bytes;
+            read_folder(&weights, &text(&json, &mut stream), folder).is_ok()
+        }
         "tokenizer" => {
             let mut json = tiny_tokenizer_json();
             mutate_json(&mut json, &mut stream);
@@ -86,7 +103,7 @@ fn case(target: &str, index: u64, folder: &Path) -> bool {
 }
 
 /// Everything that is done with a model file: all tensors, the tokenizer, a forward pass.
-fn read_gguf(bytes: Vec<u8>) -> common::Result<()> {
+fn read_gguf(bytes: Vec<u8>, precision: Precision) -> common::Result<()> {
     let gguf = Gguf::from_bytes(bytes, "mutated.gguf".as_ref())?;
     for name in gguf.tensor_names() {
         gguf.tensor(name)?.to_f32()?;
@@ -97,19 +114,26 @@ fn read_gguf(bytes: Vec<u8>) -> common::Result<()> {
         tokenizer.decode(&ids)?;
     }
     gguf.chat_template();
+    forward(&Model::from_gguf(&gguf, precision)?)
+}
+
+/// A prompt, one more token and the scores of two continuations.
+fn forward(model: &Model) -> common::Result<()> {
+    let mut session = Session::new(model);
+    let logits = session.append(&[1, 2, 3])?;
+    assert_eq!(logits.len(), model.config().vocab_size);
+    session.step(0)?;
+    session.score_options(&[vec![1, 2], vec![3]])?;
     Ok(())
 }
 
-fn read_safetensors(bytes: Vec<u8>, _folder: &Path) -> common::Result<()> {
-    let weights = Safetensors::from_bytes(bytes, "mutated.safetensors".as_ref())?;
-    let expected: Vec<_> = tiny_safetensors(0)
-        .tensors
-        .into_iter()
-        .map(|tensor| (tensor.name, tensor.shape.iter().map(|&dim| dim as usize).collect()))
-        .collect();
-    let checked = weights.check(&expected);
-    weights.float_tensors()?;
-    checked
+/// A model folder of the Hugging Face layout: all tensors, then a forward pass.
+fn read_folder(weights: &[u8], config: &[u8], folder: &Path) -> common::Result<()> {
+    let path = folder.join("model.safetensors");
+    std::fs::write(&path, weights).unwrap();
+    std::fs::write(folder.join("config.json"), config).unwrap();
+    Safetensors::open(&path)?.float_tensors()?;
+    forward(&Model::from_hf(folder, Precision::Auto)?)
 }
 
 fn read_tokenizer(bytes: &[u8]) -> common::Result<()> {
@@ -142,10 +166,13 @@ fn tiny(architecture: &str) -> &'static GgufSeed {
 #[test]
 fn the_files_are_valid_before_they_are_mutated() {
     for architecture in ["llama", "qwen2", "gemma3"] {
-        read_gguf(tiny(architecture).layout().bytes).unwrap();
+        for precision in [Precision::Auto, Precision::F32, Precision::F16, Precision::Quantised] {
+            read_gguf(tiny(architecture).layout().bytes, precision).unwrap();
+        }
     }
     let folder = tempfile::tempdir().unwrap();
-    read_safetensors(tiny_safetensors(0).layout().bytes, folder.path()).unwrap();
+    let weights = tiny_safetensors(0).layout().bytes;
+    read_folder(&weights, tiny_config_json().to_string().as_bytes(), folder.path()).unwrap();
     read_tokenizer(tiny_tokenizer_json().to_string().as_bytes()).unwrap();
 }
 

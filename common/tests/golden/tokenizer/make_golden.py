@@ -8,8 +8,10 @@ Needs the packages gguf 0.19, tokenizers 0.23.3 and llama-cpp-python 0.3.36 (Pyt
 - smollm2: ids by `tokenizers` from the vocabulary and merges of the GGUF file, with the
   pre-tokenizer of the model's tokenizer.json: Sequence[Digits(individual), ByteLevel].
 - qwen2: the same with Qwen2's own pattern and Unicode normal form C; llama.cpp normalises
-  nothing, so it differs on decomposed characters.
-- gemma3: ids by llama.cpp, whose SentencePiece encoder is an implementation of its own.
+  nothing, so it differs on decomposed characters; and it parses </s>, a normal token here.
+- gemma3: ids by llama.cpp, whose SentencePiece encoder is an implementation of its own. In this
+  vocabulary </s> is an HTML tag (user-defined, always matched); llama.cpp takes any token of that
+  name for an end of text, so it differs there.
 Each string is encoded twice: with special tokens as text, and parsed.
 """
 
@@ -115,7 +117,7 @@ def golden(name, texts, ids, other):
     for text in texts:
         for special in (False, True):
             row = {"text": text, "parse": special, "ids": ids(text, special)}
-            if other and (seen := other(text, special)) != row["ids"]:
+            if (seen := other(text, special)) != row["ids"]:
                 row["other"] = seen
             rows.append(row)
     differ = sum("other" in row for row in rows)
@@ -135,7 +137,8 @@ def main(smollm2, qwen2, gemma3):
     steps = [pre_tokenizers.Split(Regex(QWEN2), "isolated"), byte_level(False)]
     golden("qwen2", texts, model.bpe(normalizers.NFC(), steps), model.llama_cpp)
 
-    golden("gemma3", texts, Model(gemma3).llama_cpp, None)
+    llama = Model(gemma3).llama_cpp
+    golden("gemma3", texts, lambda text, special: llama(text, special or text == "</s>"), llama)
 
 
 if __name__ == "__main__":

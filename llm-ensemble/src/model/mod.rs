@@ -15,4 +15,5 @@ pub mod bound;
 pub mod clones;
 pub mod confusion;
 pub mod shrink;
+pub mod value_prior;
 pub mod vote;

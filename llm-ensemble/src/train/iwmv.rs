@@ -186,6 +186,7 @@ impl Round<'_> {
                 let mut draw = Seed::new(seed).stream(&self.votes.items.name(item));
                 tied[draw.below(tied.len())]
             }
+            Ties::FirstWorker => votes_of_tied(&tied, self.votes.of(item)),
             Ties::PreferBestModel => {
                 let accuracy = |worker: usize| self.accuracy.get(worker).copied().flatten();
                 let mut best = (f64::NEG_INFINITY, tied[0]);
@@ -199,6 +200,11 @@ impl Round<'_> {
             }
         }
     }
+}
+
+/// The tied label voted by the lowest worker; the lowest tied label if nobody voted for one.
+fn votes_of_tied(tied: &[Label], votes: impl Iterator<Item = (usize, Label)>) -> Label {
+    votes.filter(|(_, label)| tied.contains(label)).min().map_or(tied[0], |(_, label)| label)
 }
 
 /// Every voter has a weight ≤ 0.

@@ -116,6 +116,8 @@ pub enum Ties {
     Random(u64),
     /// The label with the most accurate voter.
     PreferBestModel,
+    /// The label of the worker that comes first.
+    FirstWorker,
 }
 
 /// What L means in Eq. 3 and Eq. 6.
@@ -354,6 +356,15 @@ pub fn per_attribute(
         .par_iter()
         .map(|(name, votes)| Ok((name.clone(), fit(votes, method, &Evidence::default(), options)?)))
         .collect()
+}
+
+/// Probabilities per item and label (items × L): the posterior of a probabilistic method, or, for
+/// a vote, the posterior of its workers' agreement under one coin each.
+pub fn probabilities(votes: &Votes, consensus: &Consensus) -> Vec<f64> {
+    if consensus.probabilistic {
+        return consensus.scores.clone();
+    }
+    one_coin::vote_posterior(votes, &consensus.label)
 }
 
 fn em_method(

@@ -18,12 +18,12 @@ pub fn credit(scores: &[f64], gold: Label) -> f64 {
     if tied.contains(&gold) { 1.0 / tied.len() as f64 } else { 0.0 }
 }
 
-/// Credits of the items with gold, in item order; an item without votes gets 0. `gold` has one
-/// entry per item.
-pub fn credits(consensus: &Consensus, gold: &[Option<Label>]) -> Vec<f64> {
+/// [`credit`] per item; `None` without gold. An item without votes gets 0. `gold` has one entry per
+/// item.
+pub fn correctness(consensus: &Consensus, gold: &[Option<Label>]) -> Vec<Option<f64>> {
     gold.iter()
         .enumerate()
-        .filter_map(|(item, gold)| {
+        .map(|(item, gold)| {
             let known = (*gold)?;
             let answered = consensus.label[item] != crate::votes::MISSING;
             Some(if answered { credit(consensus.scores_of(item), known) } else { 0.0 })
@@ -31,13 +31,10 @@ pub fn credits(consensus: &Consensus, gold: &[Option<Label>]) -> Vec<f64> {
         .collect()
 }
 
-/// Mean of [`credits`]: accuracy in expectation over ties, 0 to 1; NaN without gold.
+/// Mean of [`correctness`]: accuracy in expectation over ties, 0 to 1; NaN without gold.
 pub fn accuracy(consensus: &Consensus, gold: &[Option<Label>]) -> f64 {
-    mean(&credits(consensus, gold))
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
+    let credits: Vec<f64> = correctness(consensus, gold).into_iter().flatten().collect();
+    credits.iter().sum::<f64>() / credits.len() as f64
 }
 
 /// Each worker's own accuracy on the items with gold; `None` without such votes.
@@ -125,7 +122,7 @@ impl Calibrated {
     }
 }
 
-/// Scales the log-posterior by one exponent τ in 0.05 to 2.
+/// Scales the log-posterior by one exponent τ in 0.01 to 2.
 ///
 /// With gold, τ minimises the log loss of the gold items. Without, it maximises the likelihood of
 /// every vote given the others' posterior (each vote divided out of the posterior and predicted by
@@ -133,10 +130,8 @@ impl Calibrated {
 /// then predicts held-out votes badly.
 pub fn calibrate(votes: &Votes, consensus: &Consensus, gold: &[Option<Label>]) -> Calibrated {
     let l = consensus.labels;
-    let log_posterior: Vec<f64> = probabilities(votes, consensus)
-        .iter()
-        .map(|p| p.max(1e-300).ln())
-        .collect();
+    let log_posterior: Vec<f64> =
+        probabilities(votes, consensus).iter().map(|p| p.max(1e-300).ln()).collect();
     let has_gold = gold.iter().any(Option::is_some);
     let loss = |exponent: f64| {
         if has_gold {
@@ -145,7 +140,7 @@ pub fn calibrate(votes: &Votes, consensus: &Consensus, gold: &[Option<Label>]) -
             held_out_loss(votes, consensus, &log_posterior, exponent)
         }
     };
-    let exponent = golden_section(loss, 0.05, 2.0);
+    let exponent = golden_section(loss, 0.01, 2.0);
     let mut probabilities = log_posterior;
     for row in probabilities.chunks_mut(l.max(1)) {
         row.iter_mut().for_each(|p| *p *= exponent);
@@ -170,7 +165,12 @@ fn gold_loss(log_posterior: &[f64], l: usize, gold: &[Option<Label>], exponent: 
     loss
 }
 
-fn held_out_loss(votes: &Votes, consensus: &Consensus, log_posterior: &[f64], exponent: f64) -> f64 {
+fn held_out_loss(
+    votes: &Votes,
+    consensus: &Consensus,
+    log_posterior: &[f64],
+    exponent: f64,
+) -> f64 {
     let l = consensus.labels;
     let others = l.saturating_sub(1).max(1) as f64;
     let mut loss = 0.0;
@@ -282,10 +282,8 @@ pub fn label_cost(
     for (worker, &votes_saved) in totals.iter().enumerate() {
         let rest = fit(&votes.without_worker(worker), method, &none, options)?;
         let same = all.label.iter().zip(&rest.label).filter(|(a, b)| a == b).count();
-        let accuracy_lost = gold
-            .iter()
-            .any(Option::is_some)
-            .then(|| accuracy(&all, gold) - accuracy(&rest, gold));
+        let accuracy_lost =
+            gold.iter().any(Option::is_some).then(|| accuracy(&all, gold) - accuracy(&rest, gold));
         report.push(DroppedWorker {
             worker: votes.workers.name(worker),
             votes_saved,

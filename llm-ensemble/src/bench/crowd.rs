@@ -15,8 +15,18 @@ use crate::votes::{Duplicates, Label, Votes, VotesBuilder};
 
 /// The sets, in the order of the tables.
 pub const SETS: [&str; 12] = [
-    "bluebird", "rte", "dog", "web", "trec", "CF", "CF_amt", "SP_amt", "ZenCrowd_in",
-    "ZenCrowd_us", "d_jn-product", "s4_Face",
+    "bluebird",
+    "rte",
+    "dog",
+    "web",
+    "trec",
+    "CF",
+    "CF_amt",
+    "SP_amt",
+    "ZenCrowd_in",
+    "ZenCrowd_us",
+    "d_jn-product",
+    "s4_Face",
 ];
 
 /// Votes and gold labels of one set.
@@ -53,7 +63,8 @@ impl CrowdSet {
 
     /// One credit per gold item; unreachable ones count 0.
     pub fn credits(&self, consensus: &crate::train::Consensus) -> Vec<f64> {
-        let mut credits = eval::credits(consensus, &self.gold);
+        let mut credits: Vec<f64> =
+            eval::correctness(consensus, &self.gold).into_iter().flatten().collect();
         credits.resize(credits.len() + self.unreachable, 0.0);
         credits
     }
@@ -182,10 +193,7 @@ fn row(dataset: &str, method: Method, role: Role) -> Row {
     }
 }
 
-fn figures(
-    sets: &[(&str, CrowdSet)],
-    table: &HashMap<(Method, &str), f64>,
-) -> Result<Vec<Figure>> {
+fn figures(sets: &[(&str, CrowdSet)], table: &HashMap<(Method, &str), f64>) -> Result<Vec<Figure>> {
     let shown = [Method::Mv, Method::Iwmv, Method::DawidSkene, Method::OpinionPool];
     let series: Vec<plot::Series> = shown
         .iter()
@@ -209,13 +217,12 @@ fn figures(
             .accuracy
             .iter()
             .zip(&truth)
-            .filter_map(|(estimate, truth)| Some(plot::Point { x: (*truth)?, y: (*estimate)?, ..plot::Point::default() }))
+            .filter_map(|(estimate, truth)| {
+                Some(plot::Point { x: (*truth)?, y: (*estimate)?, ..plot::Point::default() })
+            })
             .collect();
-        let labels = plot::Labels {
-            x: "true accuracy",
-            y: "estimated accuracy",
-            ..plot::Labels::default()
-        };
+        let labels =
+            plot::Labels { x: "true accuracy", y: "estimated accuracy", ..plot::Labels::default() };
         figures.push(Figure::new(
             "Estimated against true worker accuracy",
             &format!("One point per worker of {name}; the estimate saw no gold."),
@@ -229,8 +236,7 @@ fn figures(
             .collect();
         let mut methods = Vec::new();
         for method in [Method::Iwmv, Method::DawidSkene, Method::OpinionPool] {
-            let result =
-                fit(&set.votes, method, &Evidence::default(), &Options::default())?;
+            let result = fit(&set.votes, method, &Evidence::default(), &Options::default())?;
             let calibrated = eval::calibrate(&set.votes, &result, &[]);
             let (mut confidence, mut hit) = (Vec::new(), Vec::new());
             for &(item, gold) in &gold {

@@ -321,8 +321,7 @@ pub fn panel(
     add("value prior alone", Role::Ablation, alone, note);
     let evidence = Evidence { label_prior, ..Evidence::default() };
     let ours = fit(&votes, Method::OpenOneCoin, &evidence, &options)?;
-    let weights: Vec<String> =
-        ours.accuracy.iter().flatten().map(|w| format!("{w:.3}")).collect();
+    let weights: Vec<String> = ours.accuracy.iter().flatten().map(|w| format!("{w:.3}")).collect();
     let note = format!("prior from training gold and title; accuracies {}", weights.join(" "));
     add("open-set one-coin + value prior", Role::Ours, labels_of(&votes, &ours), note);
     Ok(table)

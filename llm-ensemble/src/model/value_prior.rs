@@ -115,9 +115,7 @@ impl ValuePrior {
 
 /// `title` contains `value` as whole words, ignoring case and the amount of white space.
 pub fn mentions(title: &str, value: &str) -> bool {
-    let normal = |text: &str| {
-        text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
-    };
+    let normal = |text: &str| text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
     let (title, value) = (normal(title), normal(value));
     if value.is_empty() {
         return false;

@@ -24,7 +24,7 @@ use crate::votes::{Label, MISSING, Votes};
 const MAX_TABLE: usize = 1 << 28;
 
 /// How votes become labels.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// Majority vote.

@@ -1,0 +1,7 @@
+//! Integration tests: one binary for the crate.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod aggregate;
+mod bench_data;
+mod properties;

@@ -37,8 +37,13 @@ pub fn m_step_shrunk(counts: &[f64], base: &[f64], strengths: &[f64], out: &mut 
     }
 }
 
-/// Eq. 7 as a variational update: exp E\[ln C\[r, l\]\] under Dirichlet(n_rl + β), β = 4 where l is
-/// the label of component r and 1 elsewhere (the prior of EBCC). Rows sum to less than 1.
+/// Prior votes of a confusion cell: 4 on the diagonal (`own`), 1 elsewhere, as in EBCC.
+pub fn row_prior(own: bool) -> f64 {
+    if own { 4.0 } else { 1.0 }
+}
+
+/// Eq. 7 as a variational update: exp E\[ln C\[r, l\]\] under Dirichlet(n_rl + β) with β from
+/// [`row_prior`]. Rows sum to less than 1.
 pub fn m_step_variational(
     counts: &[f64],
     components: usize,
@@ -47,7 +52,7 @@ pub fn m_step_variational(
 ) {
     for component in 0..components {
         let own = label_of(component) * components + component;
-        let beta = |at: usize| if at == own { 4.0 } else { 1.0 };
+        let beta = |at: usize| row_prior(at == own);
         let cells = (component..counts.len()).step_by(components);
         let total: f64 = cells.clone().map(|at| counts[at] + beta(at)).sum();
         let log_total = digamma(total);

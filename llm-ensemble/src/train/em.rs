@@ -10,8 +10,11 @@ use super::{EmReport, Evidence, Options, Warning, slice_size};
 use crate::model::{confusion, shrink, vote};
 use crate::votes::Votes;
 
-/// Subtypes per label in [`Update::Subtypes`].
-const SUBTYPES: usize = 3;
+/// Subtypes per label tried by the pool, beside one.
+pub(super) const SUBTYPES: usize = 3;
+
+/// Dirichlet concentration of a label's subtypes, shared among them.
+const CONCENTRATION: f64 = 0.1;
 
 /// How Eq. 7 smooths the counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,13 +26,13 @@ pub(super) enum Update {
     Hierarchical,
     /// M subtypes of items per label, so that workers may err together on one kind of item
     /// (Li, Rubinstein & Cohn 2019, EBCC): variational, Dirichlet(4 on the diagonal, 1 elsewhere)
-    /// per row, symmetric Dirichlet(0.1 / M) over subtypes.
-    Subtypes,
+    /// per row, symmetric Dirichlet(0.1 / M) over subtypes. One subtype: independent errors.
+    Subtypes(usize),
 }
 
 impl Update {
     fn subtypes(self) -> usize {
-        if self == Self::Subtypes { SUBTYPES } else { 1 }
+        if let Self::Subtypes(count) = self { count } else { 1 }
     }
 
     /// Components for `labels` labels.
@@ -42,6 +45,8 @@ impl Update {
 pub(super) struct EmFit {
     pub(super) posterior: Vec<f64>,
     pub(super) report: EmReport,
+    /// Lower bound of ln P(votes) of the variational update: higher = better supported.
+    pub(super) evidence: Option<f64>,
 }
 
 /// Algorithm 2.
@@ -77,6 +82,11 @@ pub(super) fn run(votes: &Votes, evidence: &Evidence, options: &Options, update:
             break;
         }
     }
+    let bound = matches!(update, Update::Subtypes(_)).then(|| {
+        let divergence = divergence(&counts, shape);
+        maximise(&counts, shape, options.alpha, update, &mut parameters);
+        expect(votes, evidence, shape, &parameters, &mut posterior, &mut counts) - divergence
+    });
     let accuracy = accuracies(votes, shape, &parameters);
     let weights = accuracy
         .iter()
@@ -85,6 +95,7 @@ pub(super) fn run(votes: &Votes, evidence: &Evidence, options: &Options, update:
     EmFit {
         posterior: label_posterior(posterior, shape),
         report: EmReport { weights, accuracy, history, warnings },
+        evidence: bound,
     }
 }
 
@@ -201,7 +212,7 @@ fn maximise(counts: &Counts, shape: Shape, alpha: f64, update: Update, to: &mut 
             let strengths = &to.strengths;
             workers.for_each(|(out, n)| confusion::m_step_shrunk(n, &base, strengths, out));
         }
-        Update::Subtypes => {
+        Update::Subtypes(_) => {
             to.prior = subtype_prior(&counts.mass, shape);
             workers.for_each(|(out, n)| {
                 confusion::m_step_variational(n, shape.components, |r| shape.label_of(r), out);
@@ -219,7 +230,7 @@ pub(super) fn class_prior(mass: &[f64]) -> Vec<f64> {
 /// E\[ln τ_k\] + E\[ln π_km\], exponentiated: labels have a uniform Dirichlet prior, subtypes of a
 /// label a sparse one.
 fn subtype_prior(mass: &[f64], shape: Shape) -> Vec<f64> {
-    let concentration = 0.1 / shape.subtypes as f64;
+    let concentration = CONCENTRATION / shape.subtypes as f64;
     let labels: Vec<f64> =
         mass.chunks(shape.subtypes).map(|group| 1.0 + group.iter().sum::<f64>()).collect();
     let total = shrink::digamma(labels.iter().sum());
@@ -233,6 +244,33 @@ fn subtype_prior(mass: &[f64], shape: Shape) -> Vec<f64> {
             .exp()
         })
         .collect()
+}
+
+/// KL of the variational posterior over parameters from their prior.
+fn divergence(counts: &Counts, shape: Shape) -> f64 {
+    let r = shape.components;
+    let labels: Vec<f64> = counts.mass.chunks(shape.subtypes).map(|m| m.iter().sum()).collect();
+    let mut total = shrink::dirichlet_gain(labels.iter().map(|&n| (n, 1.0)));
+    let share = CONCENTRATION / shape.subtypes as f64;
+    for group in counts.mass.chunks(shape.subtypes) {
+        total += shrink::dirichlet_gain(group.iter().map(|&n| (n, share)));
+    }
+    let workers: Vec<f64> = counts
+        .table
+        .par_chunks(shape.cells().max(1))
+        .map(|table| {
+            (0..r)
+                .map(|component| {
+                    let row = (0..shape.labels).map(|l| {
+                        let own = l == shape.label_of(component);
+                        (table[l * r + component], confusion::row_prior(own))
+                    });
+                    shrink::dirichlet_gain(row)
+                })
+                .sum()
+        })
+        .collect();
+    total + workers.iter().sum::<f64>()
 }
 
 /// The pooled confusion of all workers, with one vote on the diagonal and one spread evenly.

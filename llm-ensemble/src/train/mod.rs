@@ -332,7 +332,10 @@ pub fn fit(
         Method::HierarchicalDs => {
             em_method(votes, method, evidence, options, em::Update::Hierarchical)?
         }
-        Method::SubtypeDs => em_method(votes, method, evidence, options, em::Update::Subtypes)?,
+        Method::SubtypeDs => {
+            let update = em::Update::Subtypes(em::SUBTYPES);
+            em_method(votes, method, evidence, options, update)?
+        }
         Method::OpinionPool => pool::fit(votes, evidence, options),
         Method::Glad => baselines::glad(votes, evidence, options),
         Method::Mace => baselines::mace(votes, evidence, options),

@@ -9,7 +9,10 @@
 //! |---|---|---|
 //! | [`Method::Iwmv`] | one accuracy per worker | errors depend on the class |
 //! | [`Method::HierarchicalDs`] | a confusion matrix per worker, shrunk | workers err together |
-//! | [`Method::SubtypeDs`] | the same per subtype of items | votes are sparse |
+//! | [`Method::SubtypeDs`] or without subtypes | the same per subtype of items | votes are sparse |
+//!
+//! The third member takes subtypes only if they raise the evidence (the variational lower bound of
+//! ln P(votes)); with one subtype it is variational Dawid–Skene.
 //!
 //! Two members that agree outvote the third, and a hesitant member yields to a certain one.
 //! Nothing is tuned: shrinkage comes from empirical Bayes, the subtype prior from its source.
@@ -29,22 +32,20 @@ pub(super) fn fit(votes: &Votes, evidence: &Evidence, options: &Options) -> Cons
         warnings: vote.warnings,
     };
     let mut members = 1.0;
-    for update in [em::Update::Hierarchical, em::Update::Subtypes] {
-        let components = update.components(l);
-        let fits = check_table("confusion matrices", votes.workers.len() * components, l, 1)
-            .and_then(|()| check_table("posteriors", votes.items.len(), components, 1));
-        if fits.is_err() {
-            report.warnings.push(Warning::MemberLeftOut);
-            continue;
+    let hierarchical = member(votes, evidence, options, &[em::Update::Hierarchical]);
+    let subtypes = [em::Update::Subtypes(1), em::Update::Subtypes(em::SUBTYPES)];
+    let correlated = member(votes, evidence, options, &subtypes);
+    for fit in [&hierarchical, &correlated] {
+        match fit {
+            Some(fit) => {
+                scores.iter_mut().zip(&fit.posterior).for_each(|(a, b)| *a += b);
+                members += 1.0;
+            }
+            None => report.warnings.push(Warning::MemberLeftOut),
         }
-        let member = em::run(votes, evidence, options, update);
-        scores.iter_mut().zip(&member.posterior).for_each(|(a, b)| *a += b);
-        if update == em::Update::Hierarchical {
-            report.weights = member.report.weights;
-            report.accuracy = member.report.accuracy;
-            report.history = member.report.history;
-        }
-        members += 1.0;
+    }
+    if let Some(fit) = hierarchical {
+        report = EmReport { warnings: report.warnings, ..fit.report };
     }
     scores.iter_mut().for_each(|p| *p /= members);
     for (item, row) in scores.chunks_mut(l.max(1)).enumerate() {
@@ -56,4 +57,28 @@ pub(super) fn fit(votes: &Votes, evidence: &Evidence, options: &Options) -> Cons
         }
     }
     posterior_consensus(votes, Method::OpinionPool, evidence, options, scores, report)
+}
+
+/// The fit with the highest evidence among those whose tables fit into memory.
+fn member(
+    votes: &Votes,
+    evidence: &Evidence,
+    options: &Options,
+    updates: &[em::Update],
+) -> Option<em::EmFit> {
+    let l = votes.labels.len();
+    let mut best: Option<em::EmFit> = None;
+    for &update in updates {
+        let components = update.components(l);
+        let fits = check_table("confusion matrices", votes.workers.len() * components, l, 1)
+            .and_then(|()| check_table("posteriors", votes.items.len(), components, 1));
+        if fits.is_err() {
+            continue;
+        }
+        let fit = em::run(votes, evidence, options, update);
+        if best.as_ref().is_none_or(|best| fit.evidence > best.evidence) {
+            best = Some(fit);
+        }
+    }
+    best
 }

@@ -213,7 +213,7 @@ fn dawid_skene_wins_where_errors_depend_on_the_class() {
     let ds = mean_accuracy(5, Method::DawidSkene, &none, make);
     let pool = mean_accuracy(5, Method::OpinionPool, &none, make);
     assert!(ds > iwmv + 5.0, "DS {ds:.2}, IWMV {iwmv:.2}");
-    assert!(pool > iwmv, "pool {pool:.2}, DS {ds:.2}");
+    assert!(pool > ds - 1.5, "pool {pool:.2}, DS {ds:.2}");
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub fn assert_close<T: Copy + Into<f64>>(
 /// # Panics
 /// When a required asset is absent, and when a file holds other bytes than pinned.
 #[track_caller]
+#[allow(clippy::print_stderr)] // the line that says why a test did nothing
 pub fn asset_or_skip(id: &str, name: &str) -> Option<PathBuf> {
     let required = std::env::var("SEPTET_REQUIRE_ASSETS").is_ok_and(|value| value == "1");
     let assets = Assets::from_env();

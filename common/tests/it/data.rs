@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::data::{self, Duplicates, Format, ReadOptions, Table, Values};
+use common::rng::Seed;
 use common::testing::{Expect, Need, asset_or_skip, bad_tables};
 use common::{Error, Result};
 
@@ -66,9 +67,7 @@ fn read_one_table_and_print_peak_memory() {
     let Some(path) = std::env::var_os("SEPTET_TEST_TABLE") else { return };
     let path = PathBuf::from(path);
     let _ = Table::read(&path, &ReadOptions::default());
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    println!("{peak}");
+    println!("{}", peak_memory());
 }
 
 #[cfg(target_os = "linux")]
@@ -89,6 +88,89 @@ fn no_bad_table_takes_much_memory() {
         let limit = 4 * table.bytes.len() as u64 / 1024 + 500 * 1024;
         assert!(peak <= limit, "{}: {peak} kB of {limit} kB", table.file);
     }
+}
+
+/// Does nothing unless started by the test below, in a process of its own.
+#[test]
+fn read_mutated_parquet_files() {
+    let Some(count) = std::env::var("SEPTET_TEST_MUTATIONS").ok() else { return };
+    std::panic::set_hook(Box::new(|_| ()));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.parquet");
+    let text: Vec<_> = (0..300).map(|row| format!("value {}", row % 7)).collect();
+    let integers: Vec<i64> = (0..300).map(|row| row * row).collect();
+    let reals: Vec<f64> =
+        (0..300).map(|row| if row % 3 == 0 { f64::NAN } else { f64::from(row) }).collect();
+    let columns = [
+        ("t", Values::Text(&text)),
+        ("i", Values::Integer(&integers)),
+        ("r", Values::Real(&reals)),
+    ];
+    data::write(&path, &columns).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let footer = good.len()
+        - 8
+        - u32::from_le_bytes(good[good.len() - 8..][..4].try_into().unwrap()) as usize;
+    let mut stream = Seed::new(1).stream("mutations");
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..count.parse().unwrap() {
+        let mut bytes = good.clone();
+        // Half of the changes hit the footer, where sizes, offsets and types stand.
+        for _ in 0..1 + stream.below(3) {
+            let start = if stream.chance(0.5) { footer } else { 4 };
+            let at = start + stream.below(bytes.len() - 8 - start);
+            match stream.below(4) {
+                0 => bytes[at] ^= 1 << stream.below(8),
+                1 => bytes[at] = [0, 0x7F, 0x80, 0xFF][stream.below(4)],
+                2 => drop(bytes.splice(at..at + 1, [0xFF, 0xFF, 0xFF, 0xFF, 0x0F])),
+                _ => drop(bytes.remove(at)),
+            }
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        match Table::read(&path, &ReadOptions::default()) {
+            Ok(_) => read += 1,
+            Err(error) => {
+                assert_eq!(error.exit_code(), 3, "{error}");
+                refused += 1;
+            }
+        }
+    }
+    println!("{read} read, {refused} refused");
+    assert!(refused > 0 && read > 0);
+}
+
+#[cfg(unix)]
+#[test]
+fn no_mutated_parquet_file_ends_the_process() {
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -v 4194304; exec \"$0\" --exact data::read_mutated_parquet_files"])
+        .arg(std::env::current_exe().unwrap())
+        .env("SEPTET_TEST_MUTATIONS", std::env::var("SEPTET_MUTATIONS").unwrap_or("1000".into()))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// Does nothing unless started by hand with a path in SEPTET_TEST_SCALE.
+#[test]
+fn ten_million_rows() {
+    let Some(path) = std::env::var_os("SEPTET_TEST_SCALE").map(PathBuf::from) else { return };
+    let start = std::time::Instant::now();
+    let mut labels = 0;
+    data::visit(&path, &votes(), |row| {
+        labels += row.cell(2).i64()?;
+        Ok(())
+    })
+    .unwrap();
+    println!("visit: {labels} in {:?}, {}", start.elapsed(), peak_memory());
+    let start = std::time::Instant::now();
+    let table = Table::read(&path, &votes()).unwrap();
+    println!("read: {} rows in {:?}, {}", table.len(), start.elapsed(), peak_memory());
+}
+
+fn peak_memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default().to_owned()
 }
 
 #[test]

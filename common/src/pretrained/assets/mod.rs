@@ -344,7 +344,7 @@ impl Assets {
     /// Where the files of `id` stand, by presence and size; hashes nothing.
     pub fn status(&self, id: &str) -> Result<Status> {
         let entry = self.entry(id)?;
-        Ok(self.states(entry, |file, path| verify::check_size(file, path)))
+        Ok(self.states(entry, verify::check_size))
     }
 
     /// Where the files of `id` stand, after hashing each of them anew.

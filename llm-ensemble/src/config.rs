@@ -105,6 +105,15 @@ pub enum UnknownLabels {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LabelConfig {
+    /// Longest wait for one request over all its attempts, in seconds; then the endpoint counts as
+    /// down (exit code 75).
+    pub budget_seconds: u64,
+    /// Longest wait for one attempt, in seconds.
+    pub attempt_seconds: u64,
+    /// Attempts per request.
+    pub attempts: usize,
+    /// First wait before another attempt, in milliseconds; it doubles with every further one.
+    pub backoff_ms: u64,
     /// Largest share of answers of one labeler that may be unusable or failed; above it the run
     /// ends with exit code 5.
     pub allowed_failures: f64,
@@ -114,7 +123,14 @@ pub struct LabelConfig {
 
 impl Default for LabelConfig {
     fn default() -> Self {
-        Self { allowed_failures: 0.05, max_chars: 4_000 }
+        Self {
+            budget_seconds: 300,
+            attempt_seconds: 120,
+            attempts: 10,
+            backoff_ms: 500,
+            allowed_failures: 0.05,
+            max_chars: 4_000,
+        }
     }
 }
 
@@ -164,6 +180,12 @@ pub struct ScoreConfig {
     pub calibration: Calibration,
     /// Mean instead of sum of the label's token log-probabilities.
     pub per_token: bool,
+    /// Labelled products shown before every question; the same for all products, so a local LLM
+    /// reads them once.
+    pub examples: usize,
+    /// Product file with a gold column per attribute, from which examples are taken. The bench
+    /// sets its own train split.
+    pub pool: Option<PathBuf>,
 }
 
 impl Default for ScoreConfig {
@@ -174,6 +196,8 @@ impl Default for ScoreConfig {
             template: ScoreTemplate::default(),
             calibration: Calibration::default(),
             per_token: false,
+            examples: 0,
+            pool: None,
         }
     }
 }
@@ -195,10 +219,13 @@ pub enum ScoreTemplate {
 #[serde(rename_all = "snake_case")]
 pub enum Calibration {
     /// None.
-    #[default]
     None,
     /// Subtract the score under a product without content (Zhao et al. 2021; Holtzman et al. 2021).
     ContentFree,
+    /// Subtract half the logarithm of the mean label distribution over 64 products, whose labels
+    /// need not be known (batch calibration, Zhou et al. 2023, at half strength).
+    #[default]
+    Batch,
 }
 
 /// An LLM that answers a prompt.
@@ -363,10 +390,8 @@ pub struct BenchConfig {
     pub train_large: usize,
     /// Resamples of every bootstrap interval.
     pub resamples: usize,
-    /// LLMs of the live part.
-    pub llms: Vec<String>,
-    /// Prompts per LLM; each (LLM, prompt) pair is one worker.
-    pub templates: Vec<ScoreTemplate>,
+    /// LLM workers of the live part; one LLM under two prompts is two workers.
+    pub llms: Vec<ScoreConfig>,
 }
 
 impl Default for BenchConfig {
@@ -376,15 +401,23 @@ impl Default for BenchConfig {
             train: 300,
             train_large: 3_000,
             resamples: 2_000,
-            llms: [
-                "gguf:smollm2-135m-instruct",
-                "gguf:gemma-3-270m",
-                "gguf:qwen2.5-coder-0.5b-instruct",
-            ]
-            .map(String::from)
-            .to_vec(),
-            templates: vec![ScoreTemplate::Cloze, ScoreTemplate::Choice],
+            llms: vec![
+                live("smollm2-135m", "smollm2-135m-instruct", ScoreTemplate::Cloze, 0),
+                live("smollm2-135m 10-shot", "smollm2-135m-instruct", ScoreTemplate::Cloze, 10),
+                live("gemma-3-270m", "gemma-3-270m", ScoreTemplate::Cloze, 0),
+                live("qwen2.5-0.5b", "qwen2.5-coder-0.5b-instruct", ScoreTemplate::Choice, 0),
+            ],
         }
+    }
+}
+
+fn live(name: &str, asset: &str, template: ScoreTemplate, examples: usize) -> ScoreConfig {
+    ScoreConfig {
+        name: name.into(),
+        llm: format!("gguf:{asset}"),
+        template,
+        examples,
+        ..ScoreConfig::default()
     }
 }
 
@@ -396,8 +429,7 @@ impl Config {
             train: 200,
             train_large: 600,
             resamples: 200,
-            llms: vec!["gguf:smollm2-135m-instruct".into()],
-            templates: vec![ScoreTemplate::Cloze],
+            llms: BenchConfig::default().llms.into_iter().take(1).collect(),
         };
         Self { bench, ..Self::default() }
     }

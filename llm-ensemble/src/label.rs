@@ -161,7 +161,7 @@ fn ask(
         }
         drop(sender);
         for (start, count, result) in finished {
-            progress.inc(count as u64);
+            progress.add(count as u64);
             let mut end = |error: Error| {
                 stop.store(true, Ordering::Relaxed);
                 fatal.get_or_insert(error);
@@ -189,7 +189,7 @@ fn ask(
             }
         }
     });
-    progress.finish_and_clear();
+    drop(progress);
     match fatal {
         Some(error) => Err(error),
         None => Ok((labels, counts)),

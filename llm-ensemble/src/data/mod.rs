@@ -1,9 +1,15 @@
 //! Products, attribute schemas, vote and gold files.
 
+mod clothing;
+mod files;
 mod schema;
 
 use std::collections::HashMap;
 
+pub use clothing::{Clothing, clothing, clothing_schema};
+pub use files::{
+    AttributeVotes, Gold, VoteStats, read_examples, read_gold, read_products, read_votes, write_votes,
+};
 pub use schema::{Attribute, LabelDef, Schema};
 
 /// A product: what labelers see of it.

@@ -3,24 +3,35 @@
 //!
 //! | labeler | from | needs |
 //! |---|---|---|
-//! | `Scoring` | log-probability that an LLM gives to every label | a local LLM |
-//! | `Prompted` | parsed reply to a list, schema or question prompt (§3.4) | any LLM |
-//! | `ZeroShot` | cosine of MiniLM embeddings of text and label description | MiniLM |
+//! | [`Scoring`] | log-probability that an LLM gives to every label | a local LLM |
+//! | [`Prompted`] | parsed reply to a list, schema or question prompt (§3.4) | any LLM |
+//! | [`ZeroShot`] | cosine of MiniLM embeddings of text and label description | MiniLM |
 //! | [`Keywords`] | keyword hits | keywords in the schema |
-//! | `Logistic` | multinomial logistic regression | a labelled train file |
+//! | [`Logistic`] | multinomial logistic regression | a labelled train file |
 //! | [`Recorded`] | a vote file | |
 
+mod build;
 mod keywords;
+mod logistic;
 pub mod parse;
+mod prompted;
+pub mod prompts;
 mod recorded;
+mod score;
 mod tfidf;
+mod zero_shot;
 
 use common::Result;
 use serde::{Deserialize, Serialize};
 
+pub use build::{Builder, build};
 pub use keywords::Keywords;
+pub use logistic::Logistic;
+pub use prompted::Prompted;
 pub use recorded::Recorded;
+pub use score::Scoring;
 pub use tfidf::Tfidf;
+pub use zero_shot::ZeroShot;
 
 use crate::data::{Attribute, Product};
 

@@ -4,4 +4,6 @@
 
 mod aggregate;
 mod bench_data;
+mod cli;
+mod label;
 mod properties;

@@ -276,8 +276,7 @@ impl<'a> Table<'a> {
     fn margins(&self, champions: &[(String, Vec<f64>)], theirs: &[f64]) -> String {
         let margin = |(name, ours): &(String, Vec<f64>)| {
             let mut stream = self.seed.stream("bootstrap/live-pairs");
-            let d =
-                stats::paired_bootstrap(ours, theirs, self.config.bench.resamples, &mut stream);
+            let d = stats::paired_bootstrap(ours, theirs, self.config.bench.resamples, &mut stream);
             let [low, high] = d.ci95;
             format!(
                 "{name} {:+.1} [{:+.1}, {:+.1}]",

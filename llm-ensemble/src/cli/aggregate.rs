@@ -12,8 +12,8 @@ use serde_json::json;
 use super::output::{self, percent};
 use crate::config::Config;
 use crate::data::{AttributeVotes, Gold, read_gold, read_votes};
-use crate::eval;
 use crate::ensemble::{Ensemble, Prediction};
+use crate::eval;
 use crate::train::{self, Evidence, Method};
 use crate::votes::{Label, Votes};
 
@@ -284,8 +284,9 @@ pub(super) fn merge(merge: &MergeArgs, args: &CommonArgs) -> Result<String> {
     }
     parts.sort();
     let Some(((_, count, key), _)) = parts.first().cloned() else {
-        return Err(Error::data("no part file", "the folder that predict --shard wrote")
-            .in_file(folder));
+        return Err(
+            Error::data("no part file", "the folder that predict --shard wrote").in_file(folder)
+        );
     };
     if let Some((_, other)) = parts.iter().find(|((_, c, k), _)| (*c, k) != (count, &key)) {
         return Err(Error::data(

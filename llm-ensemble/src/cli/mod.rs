@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use common::cli::{self, CommonArgs, Profile, Resolved};
 use common::{Result, assets, llm};
 
-use crate::config::{Config, ScoreConfig, LabelerConfig, PromptConfig};
+use crate::config::{Config, LabelerConfig, PromptConfig, ScoreConfig};
 
 /// Weights several LLMs' answers to extract product attributes (LLM-Ensemble, arXiv 2403.00863).
 #[derive(Debug, Parser)]

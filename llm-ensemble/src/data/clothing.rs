@@ -61,7 +61,8 @@ pub fn clothing(path: &Path, seed: Seed, train: usize, test: usize) -> Result<Cl
     for row in seed.stream("clothing-reviews").permutation(table.len()) {
         let part = (ids[row] % 2).unsigned_abs() as usize;
         let examples = &mut parts[part];
-        let known = !text.text(row).trim().is_empty() && gold.iter().all(|g| !g.text(row).is_empty());
+        let known =
+            !text.text(row).trim().is_empty() && gold.iter().all(|g| !g.text(row).is_empty());
         if !known || examples.products.len() == sizes[part] {
             continue;
         }

@@ -73,7 +73,10 @@ struct Columns {
 
 #[derive(Debug, Clone)]
 enum VoteColumns {
-    Long { worker: usize, label: usize },
+    Long {
+        worker: usize,
+        label: usize,
+    },
     /// Index and name of every worker.
     Wide(Rc<[(usize, String)]>),
 }
@@ -136,9 +139,8 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(input: &'a InputConfig, schema: Option<&'a Schema>) -> Self {
-        let parsers = schema.map_or_else(Vec::new, |schema| {
-            schema.attributes.iter().map(Parser::new).collect()
-        });
+        let parsers = schema
+            .map_or_else(Vec::new, |schema| schema.attributes.iter().map(Parser::new).collect());
         Self {
             input,
             schema,

@@ -8,7 +8,8 @@ use std::collections::HashMap;
 
 pub use clothing::{Clothing, clothing, clothing_schema};
 pub use files::{
-    AttributeVotes, Gold, VoteStats, read_examples, read_gold, read_products, read_votes, write_votes,
+    AttributeVotes, Gold, VoteStats, read_examples, read_gold, read_products, read_votes,
+    write_votes,
 };
 pub use schema::{Attribute, LabelDef, Schema};
 

@@ -129,7 +129,11 @@ pub fn build(
              keywords, logistic, recorded), or name an LLM with --llm",
         ));
     }
-    config.labelers.iter().map(|l| builder.labeler(l, config, schema, products, None, seed)).collect()
+    config
+        .labelers
+        .iter()
+        .map(|l| builder.labeler(l, config, schema, products, None, seed))
+        .collect()
 }
 
 fn recorded(c: &RecordedConfig, config: &Config, schema: &Schema) -> Result<Recorded> {

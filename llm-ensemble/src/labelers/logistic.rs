@@ -70,7 +70,8 @@ impl Logistic {
         let all = input.features(&products)?;
         let mut models = HashMap::new();
         for attribute in &schema.attributes {
-            let known = (0..products.len()).filter_map(|p| Some((p, examples.label(p, attribute)?)));
+            let known =
+                (0..products.len()).filter_map(|p| Some((p, examples.label(p, attribute)?)));
             let (rows, labels): (Vec<usize>, Vec<usize>) = known.unzip();
             if rows.is_empty() {
                 return Err(Error::data(
@@ -80,8 +81,13 @@ impl Logistic {
             }
             let rows = all.select(Axis(0), &rows);
             let options = LogisticOptions { c: config.c, tolerance: 1e-4, ..Default::default() };
-            let model =
-                LogisticRegression::fit(rows.view(), &labels, attribute.labels.len(), None, options)?;
+            let model = LogisticRegression::fit(
+                rows.view(),
+                &labels,
+                attribute.labels.len(),
+                None,
+                options,
+            )?;
             models.insert(attribute.name.clone(), model);
         }
         Ok(Self { config: config.clone(), input, models })
@@ -97,11 +103,7 @@ impl Labeler for Logistic {
         64
     }
 
-    fn answer(
-        &self,
-        products: &[&Product],
-        attributes: &[&Attribute],
-    ) -> Result<Vec<Vec<Answer>>> {
+    fn answer(&self, products: &[&Product], attributes: &[&Attribute]) -> Result<Vec<Vec<Answer>>> {
         let features = self.input.features(products)?;
         let mut rows = vec![Vec::with_capacity(attributes.len()); products.len()];
         for attribute in attributes {

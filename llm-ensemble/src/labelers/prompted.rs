@@ -121,11 +121,7 @@ impl Labeler for Prompted {
         self.config.in_flight
     }
 
-    fn answer(
-        &self,
-        products: &[&Product],
-        attributes: &[&Attribute],
-    ) -> Result<Vec<Vec<Answer>>> {
+    fn answer(&self, products: &[&Product], attributes: &[&Attribute]) -> Result<Vec<Vec<Answer>>> {
         let one = |product: &&Product| match self.config.style {
             PromptStyle::Question => {
                 let mut row = Vec::with_capacity(attributes.len());

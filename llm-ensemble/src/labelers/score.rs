@@ -156,7 +156,9 @@ impl Scoring {
             Calibration::Batch => {
                 let mut mean = vec![0.0; labels];
                 for product in &self.sample {
-                    for (sum, p) in mean.iter_mut().zip(softmax(&self.scores(product, attribute, asked)?)) {
+                    for (sum, p) in
+                        mean.iter_mut().zip(softmax(&self.scores(product, attribute, asked)?))
+                    {
                         *sum += p / self.sample.len() as f64;
                     }
                 }

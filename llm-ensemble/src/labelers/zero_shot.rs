@@ -48,11 +48,7 @@ impl Labeler for ZeroShot {
         32
     }
 
-    fn answer(
-        &self,
-        products: &[&Product],
-        attributes: &[&Attribute],
-    ) -> Result<Vec<Vec<Answer>>> {
+    fn answer(&self, products: &[&Product], attributes: &[&Attribute]) -> Result<Vec<Vec<Answer>>> {
         let texts: Vec<String> = products.iter().map(|product| product.text()).collect();
         let texts = self.encoder.encode(&texts)?; // (products, 384)
         let mut rows = vec![Vec::with_capacity(attributes.len()); products.len()];

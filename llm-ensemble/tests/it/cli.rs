@@ -141,7 +141,10 @@ fn long_wide_jsonl_and_parquet_votes_give_the_same_labels() {
 #[test]
 fn unknown_labels_follow_the_policy() {
     let folder = folder(&[
-        ("schema.toml", "[[attributes]]\nname=\"q\"\nlabels=[\"Red\", {name=\"Blue\", synonyms=[\"navy\"]}]\n"),
+        (
+            "schema.toml",
+            "[[attributes]]\nname=\"q\"\nlabels=[\"Red\", {name=\"Blue\", synonyms=[\"navy\"]}]\n",
+        ),
         ("votes.csv", "item,worker,label\n1,a,red\n1,b,Navy\n1,c,pink\n"),
     ]);
     let path = folder.path();

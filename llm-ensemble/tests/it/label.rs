@@ -47,7 +47,8 @@ const LABEL: [&str; 6] =
 fn answer(call: &Call) -> String {
     let text = call.last_text();
     // A client that is killed may leave half a request.
-    let number = text.split("About item ").nth(1).and_then(|n| n.trim_end_matches('.').parse().ok());
+    let number =
+        text.split("About item ").nth(1).and_then(|n| n.trim_end_matches('.').parse().ok());
     let number: usize = number.unwrap_or(0);
     format!(
         "{{\"color\": \"{}\", \"size\": \"{}\"}}",
@@ -168,7 +169,11 @@ fn an_endpoint_that_is_down_exits_75_and_keeps_finished_rows() {
 #[test]
 fn too_many_unusable_answers_exit_5() {
     let endpoint = MockEndpoint::start(|call| {
-        if call.last_text().contains("7") { Reply::chat("I like it!") } else { Reply::chat(&answer(call)) }
+        if call.last_text().contains("7") {
+            Reply::chat("I like it!")
+        } else {
+            Reply::chat(&answer(call))
+        }
     });
     let folder = folder(&endpoint, 30, "");
     let output = run(folder.path(), &LABEL);

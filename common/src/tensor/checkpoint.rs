@@ -106,11 +106,7 @@ impl Checkpoints {
         if let Some(score) = score
             && self.best_entry()?.is_none_or(|best| score > best.score || best.step == step)
         {
-            let text = to_json(&Best { step, score })?;
-            write_synced(&self.folder.join(".best.json.new"), &text)?;
-            let (from, to) = (self.folder.join(".best.json.new"), self.folder.join(BEST));
-            fs::rename(&from, &to).map_err(Error::io(&to))?;
-            sync_folder(&self.folder)?;
+            write_atomically(&self.folder.join(BEST), &to_json(&Best { step, score })?)?;
         }
         self.remove_old()?;
         Ok(path)
@@ -254,6 +250,16 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create(path).map_err(Error::io(path))?;
     file.write_all(bytes).map_err(Error::io(path))?;
     file.sync_all().map_err(Error::io(path))
+}
+
+/// Replaces a file as a whole: readers see the old bytes or the new ones.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".unfinished");
+    let unfinished = path.with_file_name(name);
+    write_synced(&unfinished, bytes)?;
+    fs::rename(&unfinished, path).map_err(Error::io(path))?;
+    sync_folder(path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new(".")))
 }
 
 /// Makes names in a folder durable.

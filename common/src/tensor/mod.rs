@@ -1,7 +1,8 @@
 //! What trains: runtime switches, seeded randomness, fused differentiable operators,
-//! layers, optimisers, checkpoints.
+//! layers, language models, optimisers, checkpoints.
 
 pub mod checkpoint;
+pub mod lm;
 pub mod nn;
 pub mod ops;
 pub mod optim;

@@ -8,6 +8,7 @@ mod engine;
 mod fuzz;
 mod gguf;
 mod llm;
+mod lm;
 mod metrics;
 mod ops;
 mod optim;

@@ -139,6 +139,12 @@ fn cases() -> Vec<Case> {
                 },
             ));
         }
+        all.push(case(
+            &format!("linear in-out {rows}x{width}"),
+            vec![normal("x", &[rows, width]), (normal("w", &[width, 19]) * 0.1).unwrap()],
+            |x| ops::linear_layout(&x[0], &x[1], None, None, ops::WeightLayout::InOut),
+            |x| x[0].matmul(&x[1]),
+        ));
         let targets: Vec<i64> =
             (0..rows).map(|r| if r % 4 == 1 { -100 } else { (r * 7 % width) as i64 }).collect();
         for (reduction, label_smoothing) in
@@ -248,6 +254,12 @@ fn cases() -> Vec<Case> {
             ));
         }
     }
+    all.push(case(
+        "add_per_channel",
+        vec![normal("image", &[3, 5, 4, 7]), normal("shift", &[3, 5])],
+        |x| ops::add_per_channel(&x[0], &x[1]),
+        |x| x[0].broadcast_add(&x[1].reshape((3, 5, 1, 1))?),
+    ));
     for style in [RopeStyle::Half, RopeStyle::Interleaved] {
         for first in [false, true] {
             let shape = if first { [2, 7, 3, 10] } else { [2, 3, 7, 10] };
@@ -459,7 +471,10 @@ fn empty_batches_pass() {
         }
         let of_batch = |t: &Tensor| t.rank() > 1 && t.dims()[0] == case.inputs[0].dims()[0];
         let is_weight = |at: usize| {
-            at > 0 && !["swiglu", "kl", "attention"].iter().any(|n| case.name.starts_with(n))
+            at > 0
+                && !["swiglu", "kl", "attention", "add_per"]
+                    .iter()
+                    .any(|n| case.name.starts_with(n))
         };
         let inputs: Vec<Tensor> = case
             .inputs

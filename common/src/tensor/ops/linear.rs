@@ -23,17 +23,53 @@ pub fn linear_activation(
     bias: Option<&Tensor>,
     activation: Option<Activation>,
 ) -> Result<Tensor> {
+    linear_layout(x, weight, bias, activation, WeightLayout::OutIn)
+}
+
+/// Order of a weight's axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightLayout {
+    /// `[outputs, inputs]`: torch's `nn.Linear`.
+    OutIn,
+    /// `[inputs, outputs]`: GPT-2's `Conv1D`.
+    InOut,
+}
+
+impl WeightLayout {
+    /// The weight as `[outputs, inputs]`.
+    fn matrix(self, weight: &[f32], outputs: usize, inputs: usize) -> Matrix<'_> {
+        match self {
+            Self::OutIn => Matrix::new(weight, outputs, inputs),
+            Self::InOut => Matrix::new(weight, inputs, outputs).t(),
+        }
+    }
+}
+
+/// [`linear_activation`] with a weight of either layout; nothing is transposed.
+pub fn linear_layout(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Option<Activation>,
+    layout: WeightLayout,
+) -> Result<Tensor> {
     let inputs = x.dim(D::Minus1)?;
-    let (outputs, weight_inputs) = weight.dims2()?;
+    let (outputs, weight_inputs) = match (weight.dims2()?, layout) {
+        (dims, WeightLayout::OutIn) => dims,
+        ((inputs, outputs), WeightLayout::InOut) => (outputs, inputs),
+    };
     if weight_inputs != inputs || bias.is_some_and(|bias| bias.dims() != [outputs]) {
         bail!(
-            "linear: weight {:?} and bias {:?} for rows of {inputs}; expected [outputs, {inputs}] and [outputs]",
+            "linear: weight {:?} ({layout:?}) and bias {:?} for rows of {inputs}",
             weight.dims(),
             bias.map(|bias| bias.dims().to_vec())
         );
     }
     if !fusable(&[x, weight]) || !bias.is_none_or(|bias| fusable(&[bias])) {
-        let out = linear_compose(x, weight, bias)?;
+        let out = match layout {
+            WeightLayout::OutIn => linear_compose(x, weight, bias)?,
+            WeightLayout::InOut => linear_compose(x, &weight.t()?, bias)?,
+        };
         return activation.map_or(Ok(out.clone()), |activation| activation.compose(&out));
     }
     let mut shape = x.dims().to_vec();
@@ -53,7 +89,8 @@ pub fn linear_activation(
             {
                 row.copy_from_slice(bias);
             }
-            let (x, weight) = (Matrix::new(x, rows, inputs), Matrix::new(weight, outputs, inputs));
+            let weight = layout.matrix(weight, outputs, inputs);
+            let x = Matrix::new(x, rows, inputs);
             gemm(out, outputs, x, weight.t(), 1.0, !bias.is_empty(), Threads::Pool);
         });
         match activation {
@@ -84,8 +121,14 @@ pub fn linear_activation(
         let gradient = Matrix::new(g, rows, outputs);
         [
             wanted[0]
-                .then(|| product(rows, inputs, gradient, Matrix::new(weight, outputs, inputs))),
-            wanted[1].then(|| product(outputs, inputs, gradient.t(), Matrix::new(x, rows, inputs))),
+                .then(|| product(rows, inputs, gradient, layout.matrix(weight, outputs, inputs))),
+            wanted[1].then(|| {
+                let x = Matrix::new(x, rows, inputs);
+                match layout {
+                    WeightLayout::OutIn => product(outputs, inputs, gradient.t(), x),
+                    WeightLayout::InOut => product(inputs, outputs, x.t(), gradient),
+                }
+            }),
             wanted[2].then(|| column_sums(g, rows, outputs)),
         ]
     };

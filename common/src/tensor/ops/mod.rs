@@ -39,13 +39,16 @@ pub use activation::{Activation, swiglu, swiglu_compose};
 pub use attention::{AttentionOptions, attention, attention_compose, attention_packed};
 pub use conv::{conv_transpose2d, conv_transpose2d_compose, conv2d, conv2d_compose};
 pub use kernel::{Isa, force_isa, isa};
-pub use linear::{column_sum, embedding, linear, linear_activation, linear_compose};
+pub use linear::{
+    WeightLayout, column_sum, embedding, linear, linear_activation, linear_compose, linear_layout,
+};
 pub use loss::{
     BceOptions, CrossEntropyOptions, IGNORE_INDEX, Reduction, bce_compose, bce_with_logits,
     cross_entropy, cross_entropy_compose, kl_compose, kl_divergence, linear_cross_entropy,
 };
 pub use norm::{
-    group_norm, group_norm_compose, layer_norm, layer_norm_compose, rms_norm, rms_norm_compose,
+    add_per_channel, group_norm, group_norm_compose, layer_norm, layer_norm_compose, rms_norm,
+    rms_norm_compose,
 };
 pub use resample::{
     Pool, avg_pool2d, avg_pool2d_compose, max_pool2d, max_pool2d_compose, upsample_bilinear,

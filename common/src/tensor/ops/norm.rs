@@ -384,7 +384,7 @@ simd! {
 simd! {
     /// `Σ g` and `Σ g (x - mean)`.
     fn line_sums(x: &[f32], g: &[f32], mean: f32) -> (f32, f32) {
-        (sum_of(x.len(), |i| g[i]), sum_of(x.len(), |i| g[i] * (x[i] - mean)))
+        (sum_of(g.len(), |i| g[i]), sum_of(x.len(), |i| g[i] * (x[i] - mean)))
     }
 }
 
@@ -424,4 +424,38 @@ pub fn group_norm_compose(
         Some(activation) => activation.compose(&out),
         None => Ok(out),
     }
+}
+
+/// `x` `[batch, channels, …]` plus `shift` `[batch, channels]` at every position.
+pub fn add_per_channel(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    let dims = x.dims();
+    if dims.len() < 2 || shift.dims() != &dims[..2] {
+        bail!("add_per_channel: {:?} and {dims:?}; expected [batch, channels]", shift.dims());
+    }
+    let (lines, positions) = (dims[0] * dims[1], dims[2..].iter().product::<usize>());
+    if !fusable(&[x, shift]) {
+        let mut shape = dims[..2].to_vec();
+        shape.resize(dims.len(), 1);
+        return x.broadcast_add(&shift.reshape(shape)?);
+    }
+    fused(
+        "add_per_channel",
+        [x, shift],
+        x.shape(),
+        move |[x, shift]| {
+            map_rows(lines, positions, positions, |range: Range<usize>, out| {
+                for (line, out) in range.zip(out.chunks_exact_mut(positions)) {
+                    affine(&x[line * positions..][..positions], 1.0, shift[line], out);
+                }
+            })
+        },
+        move |_, _, g, wanted| {
+            let sums = |range: Range<usize>, out: &mut [f32]| {
+                for (line, out) in range.zip(out) {
+                    *out = line_sums(&[], &g[line * positions..][..positions], 0.0).0;
+                }
+            };
+            [wanted[0].then(|| g.to_vec()), wanted[1].then(|| map_rows(lines, positions, 1, sums))]
+        },
+    )
 }

@@ -260,6 +260,21 @@ fn cases() -> Vec<Case> {
         |x| ops::add_per_channel(&x[0], &x[1]),
         |x| x[0].broadcast_add(&x[1].reshape((3, 5, 1, 1))?),
     ));
+    let pair = || vec![normal("left", &[300, 70]), normal("right", &[300, 70])];
+    all.push(case(
+        "mean_squared_error",
+        pair(),
+        |x| ops::mean_squared_error(&x[0], &x[1]),
+        |x| (&x[0] - &x[1])?.sqr()?.mean_all(),
+    ));
+    let weights = normal("right", &[300, 70]);
+    let same = weights.clone();
+    all.push(case(
+        "weighted_sum",
+        vec![normal("left", &[300, 70])],
+        move |x| ops::weighted_sum(&x[0], &weights),
+        move |x| (&x[0] * &same)?.sum_all(),
+    ));
     for style in [RopeStyle::Half, RopeStyle::Interleaved] {
         for first in [false, true] {
             let shape = if first { [2, 7, 3, 10] } else { [2, 3, 7, 10] };
@@ -465,7 +480,16 @@ fn nan_goes_through() {
 #[test]
 fn empty_batches_pass() {
     for case in cases() {
-        let batched = ["embedding", "cross_entropy", "bce", "mask true", "rope", "packed"];
+        let batched = [
+            "embedding",
+            "cross_entropy",
+            "bce",
+            "mask true",
+            "rope",
+            "packed",
+            "squared",
+            "weighted",
+        ];
         if batched.iter().any(|name| case.name.contains(name)) {
             continue;
         }

@@ -128,18 +128,28 @@ pub struct Builder {
     source: Source,
     made: Parameters,
     prefix: String,
+    frozen: bool,
 }
 
 impl Builder {
     /// New tensors from `seed`.
     pub fn seeded(seed: Seed) -> Self {
-        Self { source: Source::Seed(seed), made: Parameters::default(), prefix: String::new() }
+        Self::from_source(Source::Seed(seed))
     }
 
     /// Given tensors, of which every one that the model asks for must be there.
     pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
-        let source = Source::Tensors(tensors);
-        Self { source, made: Parameters::default(), prefix: String::new() }
+        Self::from_source(Source::Tensors(tensors))
+    }
+
+    fn from_source(source: Source) -> Self {
+        Self { source, made: Parameters::default(), prefix: String::new(), frozen: false }
+    }
+
+    /// Gives the model constants: a pass records nothing for a backward pass and keeps no
+    /// intermediate results.
+    pub fn frozen(self) -> Self {
+        Self { frozen: true, ..self }
     }
 
     /// Runs `build` with `name.` put before all names.
@@ -171,7 +181,10 @@ impl Builder {
         };
         // an own copy: a variable must not share memory with the source
         let var = Var::from_tensor(&values.contiguous()?.copy()?)?;
-        let tensor = var.as_tensor().clone();
+        let tensor = match self.frozen {
+            true => var.as_tensor().detach(),
+            false => var.as_tensor().clone(),
+        };
         self.made.insert(name, var)?;
         Ok(tensor)
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{D, DType, Result, Shape, Tensor, bail};
 
 use super::fused::{fusable, fused};
-use super::kernel::{Matrix, Threads, add, filled, gemm, map_rows, simd};
+use super::kernel::{Matrix, Threads, add, filled, gemm, map_rows, map_rows_sum, simd};
 use super::linear::linear_compose;
 use super::math::{exp, max, sigmoid, sum_of};
 
@@ -546,5 +546,84 @@ pub fn kl_compose(p: &Tensor, q: &Tensor, reduction: Reduction) -> Result<Tensor
         Reduction::None => Ok(losses),
         Reduction::Sum => losses.sum_all(),
         Reduction::Mean => losses.sum_all()? * (1.0 / losses.elem_count() as f64),
+    }
+}
+
+/// Mean of `(x - target)²` over all elements of two tensors of one shape; both get gradients where
+/// they want one.
+pub fn mean_squared_error(x: &Tensor, target: &Tensor) -> Result<Tensor> {
+    if x.shape() != target.shape() {
+        bail!("mean_squared_error: {:?} and {:?} differ in shape", x.dims(), target.dims());
+    }
+    if !fusable(&[x, target]) {
+        return (x - target)?.sqr()?.mean_all();
+    }
+    let count = x.elem_count();
+    fused(
+        "mean_squared_error",
+        [x, target],
+        (),
+        move |[x, target]| {
+            let (_, sums) = map_rows_sum(count, 1, 0, 1, |range: Range<usize>, _, sums| {
+                sums[0] += squared_distance(&x[range.clone()], &target[range]);
+            });
+            vec![sums[0] / count as f32]
+        },
+        move |[x, target], _, g, wanted| {
+            let slope = |factor: f32| {
+                map_rows(count, 1, 1, |range: Range<usize>, out| {
+                    scaled_difference(&x[range.clone()], &target[range], factor, out);
+                })
+            };
+            let factor = 2.0 * g[0] / count as f32;
+            [wanted[0].then(|| slope(factor)), wanted[1].then(|| slope(-factor))]
+        },
+    )
+}
+
+simd! {
+    fn squared_distance(x: &[f32], target: &[f32]) -> f32 {
+        sum_of(x.len(), |i| (x[i] - target[i]) * (x[i] - target[i]))
+    }
+}
+
+simd! {
+    fn scaled_difference(x: &[f32], target: &[f32], factor: f32, out: &mut [f32]) {
+        for ((out, &x), &target) in out.iter_mut().zip(x).zip(target) {
+            *out = factor * (x - target);
+        }
+    }
+}
+
+/// `Σ x · weights` with constant `weights` of the same shape: a backward pass from it hands `weights`
+/// to `x` as the upstream gradient, which candle has no other way to give.
+pub fn weighted_sum(x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    if x.shape() != weights.shape() {
+        bail!("weighted_sum: {:?} and {:?} differ in shape", x.dims(), weights.dims());
+    }
+    let weights = weights.detach();
+    if !fusable(&[x, &weights]) {
+        return (x * weights)?.sum_all();
+    }
+    let count = x.elem_count();
+    fused(
+        "weighted_sum",
+        [x, &weights],
+        (),
+        move |[x, weights]| {
+            let (_, sums) = map_rows_sum(count, 1, 0, 1, |range: Range<usize>, _, sums| {
+                sums[0] += product_sum(&x[range.clone()], &weights[range]);
+            });
+            sums
+        },
+        move |[_, weights], _, g, [wanted, _]| {
+            [wanted.then(|| map_rows(count, 1, 1, |at, out| scale(&weights[at], g[0], out))), None]
+        },
+    )
+}
+
+simd! {
+    fn product_sum(x: &[f32], y: &[f32]) -> f32 {
+        sum_of(x.len(), |i| x[i] * y[i])
     }
 }

@@ -45,6 +45,7 @@ pub use linear::{
 pub use loss::{
     BceOptions, CrossEntropyOptions, IGNORE_INDEX, Reduction, bce_compose, bce_with_logits,
     cross_entropy, cross_entropy_compose, kl_compose, kl_divergence, linear_cross_entropy,
+    mean_squared_error, weighted_sum,
 };
 pub use norm::{
     add_per_channel, group_norm, group_norm_compose, layer_norm, layer_norm_compose, rms_norm,

@@ -10,6 +10,7 @@ mod gguf;
 mod llm;
 mod lm;
 mod metrics;
+mod nn;
 mod ops;
 mod optim;
 mod report;

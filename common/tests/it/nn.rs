@@ -72,7 +72,7 @@ fn a_cached_pass_equals_the_whole_one() {
     // the other order of sequences
     cache.truncate(66);
     cache.select(&[1, 0]).unwrap();
-    let swapped = x.narrow(1, 66, 4).unwrap();
+    let swapped = x.narrow(1, 66, 4).unwrap().contiguous().unwrap();
     let order = Tensor::new(&[1u32, 0], &Device::Cpu).unwrap();
     let swapped = swapped.index_select(&order, 0).unwrap();
     let inputs = AttentionInputs { cache: Some(&mut cache), ..AttentionInputs::default() };

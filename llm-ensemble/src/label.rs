@@ -4,9 +4,11 @@
 //! [`common::llm`], which is durable and keyed by the request's content, so a run that was killed
 //! continues where it stood when it is started again: what is finished is not asked again.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+use common::data::{Values, write};
 use common::{Error, Result, run};
 use serde::Serialize;
 
@@ -207,4 +209,40 @@ impl Counts {
         };
         *count += 1;
     }
+}
+
+/// Writes the answers as a long vote file (item, worker, label, attribute), sorted by attribute and
+/// worker in the order of schema and configuration within each product, in file order. Missing
+/// answers have no row.
+///
+/// # Errors
+/// The file can't be written; its extension tells no format.
+pub fn write_votes(
+    path: &Path,
+    products: &[Product],
+    schema: &Schema,
+    answers: &Answers,
+) -> Result<u64> {
+    let mut columns: [Vec<String>; 4] = Default::default();
+    for (product, of) in products.iter().enumerate() {
+        for (index, attribute) in schema.attributes.iter().enumerate() {
+            for (worker, name) in answers.workers.iter().enumerate() {
+                if let Some(label) = answers.label(worker, index, product) {
+                    let cells = [&of.id, name, &attribute.labels[label].name, &attribute.name];
+                    columns.iter_mut().zip(cells).for_each(|(to, cell)| to.push(cell.clone()));
+                }
+            }
+        }
+    }
+    let [items, workers, labels, attributes] = &columns;
+    write(
+        path,
+        &[
+            ("item", Values::Text(items)),
+            ("worker", Values::Text(workers)),
+            ("label", Values::Text(labels)),
+            ("attribute", Values::Text(attributes)),
+        ],
+    )?;
+    Ok(items.len() as u64)
 }

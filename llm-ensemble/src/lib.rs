@@ -21,7 +21,7 @@
 //! | Eq. 7, M step | [`model::confusion::m_step`] |
 //! | Eq. 8, E step | [`model::confusion::e_step`], one coin: [`model::confusion::e_step_one_coin`] |
 //! | §3.1 ties, L, degenerate input | [`train::Ties`], [`train::Cardinality`], [`train::Warning`] |
-//! | §3.4 prompts (list, schema) and parser | [`labelers::prompts`], [`labelers::parse`] |
+//! | §3.4 prompts (list, schema) and parser | [`labelers::prompts`], [`data::parse`] |
 //! | §3.5 labelers | [`labelers::Labeler`] and its implementations |
 //! | §7 baselines | [`baselines`] |
 //! | §8 metrics | [`eval`] |

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::output;
 use crate::config::Config;
-use crate::data::{Schema, read_products, write_votes};
+use crate::data::{Schema, read_products};
 use crate::label;
 use crate::labelers::{Builder, build};
 
@@ -48,7 +48,7 @@ pub(super) fn label(
     let mut builder = Builder::new(super::assets_of(args), super::llm_options(args), &config.label);
     let labelers = build(&mut builder, config, &schema, &products, args.seed)?;
     let answers = label::label(&products, &schema, &labelers, &config.label)?;
-    let votes = write_votes(&label.votes, &products, &schema, &answers)?;
+    let votes = label::write_votes(&label.votes, &products, &schema, &answers)?;
     if args.json {
         return output::json(&json!({
             "votes": label.votes,

@@ -6,8 +6,8 @@ use common::data::{Format, ReadOptions, Table};
 use common::rng::Seed;
 use common::{Error, Result};
 
+use super::parse::Parser;
 use super::{Examples, Product, Schema};
-use crate::labelers::parse::Parser;
 
 /// Reviews split by product.
 #[derive(Debug, Clone)]

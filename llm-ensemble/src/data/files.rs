@@ -9,14 +9,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use common::data::{Cell, Duplicates, ReadOptions, Table, Values, visit, write};
+use common::data::{Cell, Duplicates, ReadOptions, Table, visit};
 use common::error::DataError;
 use common::{Error, Result};
 
+use super::parse::Parser;
 use super::{Examples, Product, Schema};
 use crate::config::{InputConfig, Layout, UnknownLabels};
-use crate::label::Answers;
-use crate::labelers::parse::Parser;
 use crate::votes::{Votes, VotesBuilder};
 
 /// The votes of each attribute of a file, in order of first appearance. The attribute is "" in a
@@ -366,40 +365,4 @@ fn products(table: &Table, input: &InputConfig) -> Result<Vec<Product>> {
         products.push(Product::new(&id, title, text.text));
     }
     Ok(products)
-}
-
-/// Writes the answers as a long vote file (item, worker, label, attribute), sorted by attribute and
-/// worker in the order of schema and configuration within each product, in file order. Missing
-/// answers have no row.
-///
-/// # Errors
-/// The file can't be written; its extension tells no format.
-pub fn write_votes(
-    path: &Path,
-    products: &[Product],
-    schema: &Schema,
-    answers: &Answers,
-) -> Result<u64> {
-    let mut columns: [Vec<String>; 4] = Default::default();
-    for (product, of) in products.iter().enumerate() {
-        for (index, attribute) in schema.attributes.iter().enumerate() {
-            for (worker, name) in answers.workers.iter().enumerate() {
-                if let Some(label) = answers.label(worker, index, product) {
-                    let cells = [&of.id, name, &attribute.labels[label].name, &attribute.name];
-                    columns.iter_mut().zip(cells).for_each(|(to, cell)| to.push(cell.clone()));
-                }
-            }
-        }
-    }
-    let [items, workers, labels, attributes] = &columns;
-    write(
-        path,
-        &[
-            ("item", Values::Text(items)),
-            ("worker", Values::Text(workers)),
-            ("label", Values::Text(labels)),
-            ("attribute", Values::Text(attributes)),
-        ],
-    )?;
-    Ok(items.len() as u64)
 }

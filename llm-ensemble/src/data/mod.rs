@@ -2,6 +2,7 @@
 
 mod clothing;
 mod files;
+pub mod parse;
 mod schema;
 
 use std::collections::HashMap;
@@ -9,7 +10,6 @@ use std::collections::HashMap;
 pub use clothing::{Clothing, clothing, clothing_schema};
 pub use files::{
     AttributeVotes, Gold, VoteStats, read_examples, read_gold, read_products, read_votes,
-    write_votes,
 };
 pub use schema::{Attribute, LabelDef, Schema};
 

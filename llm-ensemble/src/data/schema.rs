@@ -141,7 +141,7 @@ impl Schema {
             let mut owner = HashMap::new();
             for (index, label) in attribute.labels.iter().enumerate() {
                 for spelling in std::iter::once(&label.name).chain(&label.synonyms) {
-                    let key = crate::labelers::parse::normalise(spelling);
+                    let key = super::parse::normalise(spelling);
                     if key.is_empty() {
                         return Err(Error::data(
                             format!("an empty label or synonym in attribute {name:?}"),

@@ -13,7 +13,6 @@
 mod build;
 mod keywords;
 mod logistic;
-pub mod parse;
 mod prompted;
 pub mod prompts;
 mod recorded;

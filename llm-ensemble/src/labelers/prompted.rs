@@ -6,10 +6,10 @@ use common::Result;
 use common::encode::TextEncoder;
 use common::llm::{Llm, Request};
 
-use super::parse::{Parsed, Parser, object};
 use super::prompts::{Example, json_schema, messages};
 use super::{Answer, Labeler};
 use crate::config::{PromptConfig, PromptStyle};
+use crate::data::parse::{Parsed, Parser, object};
 use crate::data::{Attribute, Examples, Product};
 
 /// Asks by a list, schema or question prompt (§3.4), with in-context examples chosen by semantic

@@ -183,8 +183,8 @@ mod tests {
         let turns = messages(PromptStyle::List, &product, &attributes, &[example], 100);
         assert_eq!(turns.len(), 4);
         let reply = reply(PromptStyle::List, &attributes, example.labels);
-        let object = super::super::parse::object(&reply).unwrap();
-        let parse = |a: &Attribute| super::super::parse::Parser::new(a).field(&object).label();
+        let object = crate::data::parse::object(&reply).unwrap();
+        let parse = |a: &Attribute| crate::data::parse::Parser::new(a).field(&object).label();
         assert_eq!((parse(attributes[0]), parse(attributes[1])), (Some(0), None));
     }
 

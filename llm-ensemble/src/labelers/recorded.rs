@@ -38,10 +38,10 @@ impl Labeler for Recorded {
             match self.labels.get(&key) {
                 None => Answer::missing(),
                 Some(text) => {
-                    let parsed = super::parse::Parser::new(attribute).value(text);
+                    let parsed = crate::data::parse::Parser::new(attribute).value(text);
                     Answer {
                         label: parsed.label(),
-                        unusable: parsed == super::parse::Parsed::Unusable,
+                        unusable: parsed == crate::data::parse::Parsed::Unusable,
                         text: text.clone(),
                     }
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::data::Attribute;
+use super::Attribute;
 
 /// Lower case, trimmed, inner white space collapsed, without quotes, fences and final stops.
 pub fn normalise(text: &str) -> String {

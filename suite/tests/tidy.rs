@@ -134,14 +134,14 @@ fn papers_depend_on_common_and_nothing_of_ours_depends_on_papers() {
 /// Inside a paper: main → bench → {train, eval, baselines} → model → config; data is a leaf.
 #[test]
 fn modules_of_a_paper_point_one_way() {
-    let forbidden: [(&str, &[&str]); 7] = [
-        ("config", &["bench", "train", "eval", "baselines", "model"]),
+    let forbidden: [(&str, &[&str]); 6] = [
+        // config may name the option types of what it configures.
+        ("config", &["bench", "eval", "baselines"]),
         ("data", &["bench", "train", "eval", "baselines", "model"]),
         ("model", &["bench", "train", "eval", "baselines", "data"]),
         ("train", &["bench", "eval"]),
         ("eval", &["bench", "train"]),
         ("baselines", &["bench"]),
-        ("lib", &[]),
     ];
     let mut problems = Vec::new();
     let papers = papers();

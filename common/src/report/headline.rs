@@ -2,15 +2,19 @@
 
 use super::{Role, Row, number};
 
-/// One sentence on the first metric of every dataset: where a baseline or control beats the
-/// paper's method and ours, that comes first, with both numbers; then where they win.
+/// Comparisons spelled out on each side; more are counted.
+const SHOWN: usize = 3;
+
+/// A short statement on the first metric of every dataset: where a baseline or control beats or
+/// ties the paper's method and ours, that comes first, with both numbers; then where they win, by
+/// the largest margins.
 ///
 /// Datasets count in the order of the rows. Within one, the metric of its first measured `paper`
 /// or `ours` row is compared over all rows of that dataset.
 pub fn headline(rows: &[Row]) -> String {
-    let mut lost = Vec::new();
-    let mut won = Vec::new();
-    let mut alone = Vec::new();
+    let mut lost: Vec<(&Row, &Row)> = Vec::new();
+    let mut won: Vec<(&Row, &Row)> = Vec::new();
+    let mut alone: Vec<&Row> = Vec::new();
     for dataset in datasets(rows) {
         let here: Vec<&Row> =
             rows.iter().filter(|row| row.dataset == dataset && row.mean.is_some()).collect();
@@ -24,26 +28,50 @@ pub fn headline(rows: &[Row]) -> String {
         };
         let Some(best) = best_of(champion) else { continue };
         match best_of(|role| matches!(role, Role::Baseline | Role::Control)) {
-            Some(rival) if rival.beats(best) => lost.push(compare(rival, best)),
-            Some(rival) if best.beats(rival) => won.push(compare(best, rival)),
-            Some(rival) => lost.push(format!("{} ties {}", words(rival), words(best))),
-            None => alone.push(words(best)),
+            Some(rival) if best.beats(rival) => won.push((best, rival)),
+            Some(rival) => lost.push((rival, best)),
+            None => alone.push(best),
         }
     }
+    let compared = lost.len() + won.len();
     let mut parts = Vec::new();
     if !lost.is_empty() {
-        parts.push(format!("A baseline wins or ties: {}", lost.join("; ")));
+        let on = share(lost.len(), compared);
+        parts.push(format!("A baseline wins or ties{on}: {}", spelled(lost)));
     }
     if !won.is_empty() {
-        parts.push(format!("Best: {}", won.join("; ")));
+        let on = share(won.len(), compared);
+        parts.push(format!("Ours or the paper's method wins{on}: {}", spelled(won)));
     }
-    if !alone.is_empty() {
-        parts.push(format!("Without a baseline: {}", alone.join("; ")));
+    if compared == 0 && !alone.is_empty() {
+        let words: Vec<String> = alone.into_iter().take(SHOWN).map(words).collect();
+        parts.push(format!("Without a baseline: {}", words.join("; ")));
     }
     if parts.is_empty() {
         return "Nothing was measured.".to_owned();
     }
     parts.join(". ") + "."
+}
+
+/// " on 3 of 12 data sets", or nothing when there is only one.
+fn share(count: usize, all: usize) -> String {
+    if all == 1 { String::new() } else { format!(" on {count} of {all} data sets") }
+}
+
+/// The pairs with the largest margins, and how many there are besides.
+fn spelled(mut pairs: Vec<(&Row, &Row)>) -> String {
+    let margin = |(winner, loser): &(&Row, &Row)| match (winner.mean, loser.mean) {
+        (Some(winner), Some(loser)) => (winner - loser).abs(),
+        _ => 0.0,
+    };
+    pairs.sort_by(|a, b| margin(b).total_cmp(&margin(a)));
+    let more = pairs.len().saturating_sub(SHOWN);
+    let mut words: Vec<String> =
+        pairs.iter().take(SHOWN).map(|(winner, loser)| compare(winner, loser)).collect();
+    if more > 0 {
+        words.push(format!("and {more} more"));
+    }
+    words.join("; ")
 }
 
 fn champion(role: Role) -> bool {
@@ -92,7 +120,7 @@ mod tests {
         assert!(text.starts_with("A baseline wins or ties: vote (baseline)"), "{text}");
         rows.push(row("hybrid", Role::Ours, 0.92));
         let text = headline(&rows);
-        assert!(text.starts_with("Best: hybrid (ours)"), "{text}");
+        assert!(text.starts_with("Ours or the paper's method wins: hybrid (ours)"), "{text}");
     }
 
     #[test]
@@ -105,6 +133,24 @@ mod tests {
         ];
         assert!(headline(&rows).contains("simple (baseline) with accuracy 0.3000"));
         assert_eq!(headline(&rows[2..]), "Nothing was measured.");
+    }
+
+    #[test]
+    fn many_data_sets_are_counted_and_a_tie_is_no_win() {
+        let on = |set: usize, row: Row| Row { dataset: format!("set {set}"), ..row };
+        let rows: Vec<Row> = (0..6)
+            .flat_map(|set| {
+                let gain = 0.01 * set as f64;
+                [
+                    on(set, row("IWMV", Role::Paper, 0.8 + gain)),
+                    on(set, row("vote", Role::Baseline, 0.8)),
+                ]
+            })
+            .collect();
+        let text = headline(&rows);
+        assert!(text.starts_with("A baseline wins or ties on 1 of 6 data sets: vote"), "{text}");
+        assert!(text.contains("wins on 5 of 6 data sets: IWMV (paper) with accuracy 0.8500"));
+        assert!(text.ends_with("and 2 more."), "{text}");
     }
 
     #[test]

@@ -58,10 +58,13 @@ impl Report {
         }
     }
 
-    /// Generates the headline from the rows and checks them: every number finite, every row that
+    /// Puts the paper's name into rows without one, generates the headline and checks the rows: every number finite, every row that
     /// was not run or is not comparable with a note. Fails with [`Error::Bug`].
     pub fn finish(mut self) -> Result<Self> {
-        for row in &self.rows {
+        for row in &mut self.rows {
+            if row.paper.is_empty() {
+                row.paper.clone_from(&self.paper);
+            }
             row.check()?;
         }
         self.headline = headline(&self.rows);

@@ -18,7 +18,7 @@ use crate::{Error, Result, runtime};
 pub struct RunSpec {
     /// Crate name of the paper.
     pub name: String,
-    /// Verb and profile of the command.
+    /// Profile of the command.
     pub profile: Profile,
     /// The resolved config as TOML.
     pub config: String,

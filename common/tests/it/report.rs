@@ -238,7 +238,7 @@ fn gallery() -> Vec<Figure> {
         x: 0.55 + 0.04 * f64::from(i % 10),
         y: 0.6 + 0.035 * f64::from(i % 10) + 0.01 * f64::from(i / 10),
         label: format!("worker {i}"),
-        group: if i % 2 == 0 { "department".into() } else { "class".into() },
+        group: if i.is_multiple_of(2) { "department".into() } else { "class".into() },
     };
     let points: Vec<Point> = (0..24).map(point).collect();
     let names = |count: usize, word: &str| -> Vec<String> {

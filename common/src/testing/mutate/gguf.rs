@@ -108,10 +108,28 @@ impl GgufSeed {
         file.bytes
     }
 
+    /// Adds a merge of two tokens whose concatenation need not be a token.
+    fn append_merge(&mut self, stream: &mut Stream) {
+        let find = |key: &str| self.entries.iter().position(|(other, _)| other.ends_with(key));
+        let (Some(tokens), Some(merges)) = (find("ggml.tokens"), find("ggml.merges")) else {
+            return;
+        };
+        let Value::Strs(tokens) = &self.entries[tokens].1 else { return };
+        if tokens.is_empty() {
+            return;
+        }
+        // The special tokens at the front are the longest ones.
+        let mut token = || tokens[stream.below(tokens.len().min(8))].clone();
+        let merge = format!("{} {}", token(), token());
+        if let Value::Strs(merges) = &mut self.entries[merges].1 {
+            merges.push(merge);
+        }
+    }
+
     fn mutate_entries(&mut self, stream: &mut Stream) {
         let (entry, other) = (stream.below(self.entries.len()), stream.below(self.entries.len()));
         let (tensor, twin) = (stream.below(self.tensors.len()), stream.below(self.tensors.len()));
-        match stream.below(13) {
+        match stream.below(16) {
             0 => drop(self.entries.remove(entry)),
             1 => self.entries.push(self.entries[entry].clone()),
             2 => self.entries[entry].1 = self.entries[other].1.clone(),
@@ -134,12 +152,32 @@ impl GgufSeed {
                 let dims = &mut self.tensors[tensor].dims;
                 dims.insert(stream.below(dims.len() + 1), 1);
             }
+            12 => self.tensors[tensor].wrap_product(stream),
+            13 | 14 => self.append_merge(stream),
             _ => {
                 // Any bits are values of a quantised block, so this reaches the arithmetic.
                 let spec = &mut self.tensors[tensor];
                 flip_bits(&mut spec.bytes, stream);
             }
         }
+    }
+}
+
+impl TensorSpec {
+    /// Multiplies one dimension by an odd number and another one by its inverse modulo 2⁶⁴:
+    /// the product without overflow check is the old one.
+    fn wrap_product(&mut self, stream: &mut Stream) {
+        let factor = interesting(3, stream) | 1;
+        // Newton's iteration doubles the number of right bits, and an odd number is its own
+        // inverse modulo 8.
+        let inverse = (0..5).fold(factor, |inverse, _| {
+            inverse.wrapping_mul(2u64.wrapping_sub(factor.wrapping_mul(inverse)))
+        });
+        if self.dims.len() == 1 {
+            self.dims.push(1);
+        }
+        self.dims[0] = self.dims[0].wrapping_mul(factor);
+        self.dims[1] = self.dims[1].wrapping_mul(inverse);
     }
 }
 

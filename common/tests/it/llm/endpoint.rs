@@ -162,8 +162,9 @@ fn killed_runs_never_ask_a_finished_answer_again() {
         command.spawn().unwrap()
     };
     let finished = || -> Vec<String> {
-        let files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
-        let Some(file) = files.filter(|file| file.is_file()).next() else { return Vec::new() };
+        let mut files =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        let Some(file) = files.find(|file| file.is_file()) else { return Vec::new() };
         let text = String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned();
         text.split_inclusive('\n')
             .filter(|line| line.ends_with('\n'))
@@ -299,7 +300,7 @@ fn dialects_are_found_and_kept() {
         if format != Some("json_object") || !call.body["guided_json"].is_null() {
             return Reply::json(400, &json!({ "error": { "message": "unknown format" } }));
         }
-        Reply::chat(&call.body["messages"][0]["content"].as_str().unwrap().to_owned())
+        Reply::chat(call.body["messages"][0]["content"].as_str().unwrap())
     });
     let llm = open(&format!("openai:{}#m", server.url()), &options(None));
     let schema = json!({ "type": "object", "properties": { "colour": { "type": "string" } } });

@@ -63,7 +63,7 @@ pub fn m_step_variational(
 }
 
 /// Eq. 8, one item: μ_j(k) ∝ π_k · Π_{i: T_ij = 1} C_i\[k, W_ij\], written into `joint` (one per
-/// component, which is a label or a subtype of one; sum 1). Returns ln P(votes of the item).
+/// component, which is a label or a subtype of one; sum 1). Returns P(votes of the item).
 ///
 /// `confusion` is `[worker][voted label][component]` with `label_count` voted labels.
 /// Products are rescaled whenever they become small, which equals the log-sum-exp form without
@@ -76,29 +76,107 @@ pub fn e_step<const N: usize>(
     prior: &[f64],
     confusion: &[f64],
     joint: &mut [f64],
-) -> f64 {
-    let width = if N == 0 { joint.len() } else { N };
-    let joint = &mut joint[..width];
-    joint.copy_from_slice(&prior[..width]);
+) -> Mass {
+    if N == 0 {
+        return e_step_any(workers, labels, label_count, prior, confusion, joint);
+    }
+    let (table, _) = confusion.as_chunks::<N>();
+    let mut product = [0.0; N];
+    product.copy_from_slice(&prior[..N]);
     let mut log_scale = 0.0;
-    for (workers, labels) in workers.chunks(8).zip(labels.chunks(8)) {
-        for (&worker, &label) in workers.iter().zip(labels) {
-            let at = (worker as usize * label_count + label as usize) * width;
-            for (p, c) in joint.iter_mut().zip(&confusion[at..at + width]) {
-                *p *= c;
-            }
+    for (at, (&worker, &label)) in workers.iter().zip(labels).enumerate() {
+        if at % 8 == 7 {
+            log_scale -= rescale(&mut product);
         }
-        let top = joint.iter().fold(0.0_f64, |a, &b| if b > a { b } else { a });
-        if top < SMALL {
-            let scale = 1.0 / top.max(f64::MIN_POSITIVE);
-            joint.iter_mut().for_each(|p| *p *= scale);
-            log_scale -= scale.ln();
+        let row = &table[worker as usize * label_count + label as usize];
+        for k in 0..N {
+            product[k] *= row[k];
         }
     }
-    let total: f64 = joint.iter().sum();
-    let inverse = 1.0 / total;
+    let mass: f64 = product.iter().sum();
+    let inverse = 1.0 / mass;
+    for (p, product) in joint.iter_mut().zip(product) {
+        *p = product * inverse;
+    }
+    Mass { mass, log_scale }
+}
+
+/// P(votes of an item) = mass · exp(log_scale).
+#[derive(Debug, Clone, Copy)]
+pub struct Mass {
+    /// Sum of the joint probabilities before they were normalised.
+    pub mass: f64,
+    /// What rescaling took out.
+    pub log_scale: f64,
+}
+
+fn e_step_any(
+    workers: &[u32],
+    labels: &[Label],
+    label_count: usize,
+    prior: &[f64],
+    confusion: &[f64],
+    joint: &mut [f64],
+) -> Mass {
+    let width = joint.len();
+    joint.copy_from_slice(prior);
+    let mut log_scale = 0.0;
+    for (at, (&worker, &label)) in workers.iter().zip(labels).enumerate() {
+        if at % 8 == 7 {
+            log_scale -= rescale(joint);
+        }
+        let start = (worker as usize * label_count + label as usize) * width;
+        for (p, c) in joint.iter_mut().zip(&confusion[start..start + width]) {
+            *p *= c;
+        }
+    }
+    let mass: f64 = joint.iter().sum();
+    let inverse = 1.0 / mass;
     joint.iter_mut().for_each(|p| *p *= inverse);
-    total.ln() + log_scale
+    Mass { mass, log_scale }
+}
+
+/// Brings small products back to 1 and returns the log of the factor.
+#[inline]
+fn rescale(products: &mut [f64]) -> f64 {
+    let top = products.iter().fold(0.0_f64, |a, &b| if b > a { b } else { a });
+    if top >= SMALL {
+        return 0.0;
+    }
+    let factor = 1.0 / top.max(f64::MIN_POSITIVE);
+    products.iter_mut().for_each(|p| *p *= factor);
+    factor.ln()
+}
+
+/// Σ ln P over items, with one logarithm for many items.
+#[derive(Debug, Clone, Copy)]
+pub struct LogLikelihood {
+    sum: f64,
+    product: f64,
+}
+
+impl Default for LogLikelihood {
+    fn default() -> Self {
+        Self { sum: 0.0, product: 1.0 }
+    }
+}
+
+impl LogLikelihood {
+    /// Adds one item.
+    #[inline]
+    pub fn add(&mut self, item: Mass) {
+        self.sum += item.log_scale;
+        self.product *= item.mass;
+        if !(SMALL..=1.0 / SMALL).contains(&self.product) {
+            self.sum += self.product.max(f64::MIN_POSITIVE).ln();
+            self.product = 1.0;
+        }
+    }
+
+    /// The sum.
+    pub fn total(self) -> f64 {
+        self.sum + self.product.ln()
+    }
 }
 
 /// Eq. 8 with one coin per worker: C_i = w_i on the diagonal, (1 − w_i) / (L − 1) elsewhere, given as

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{EmReport, Evidence, Options, Warning, slice_size};
 use crate::model::{confusion, shrink, vote};
-use crate::votes::Votes;
+use crate::votes::{Label, Votes};
 
 /// Subtypes per label tried by the pool, beside one.
 pub(super) const SUBTYPES: usize = 3;
@@ -137,14 +137,35 @@ impl Counts {
         Self { mass: vec![0.0; components], table: vec![0.0; cells] }
     }
 
+    /// [`Counts::add`] for `N` components, with unrolled loops; 0 takes their number from the row.
     #[inline]
-    fn add(&mut self, votes: &Votes, item: usize, posterior: &[f64], labels: usize) {
+    fn add_n<const N: usize>(
+        &mut self,
+        workers: &[u32],
+        labels: &[Label],
+        posterior: &[f64],
+        label_count: usize,
+    ) {
+        let Some(row) = posterior.first_chunk::<N>().filter(|_| N > 0) else {
+            return self.add(workers, labels, posterior, label_count);
+        };
+        self.mass.iter_mut().zip(row).for_each(|(total, p)| *total += p);
+        let (table, _) = self.table.as_chunks_mut::<N>();
+        for (&worker, &label) in workers.iter().zip(labels) {
+            let cell = &mut table[worker as usize * label_count + label as usize];
+            for k in 0..N {
+                cell[k] += row[k];
+            }
+        }
+    }
+
+    fn add(&mut self, workers: &[u32], labels: &[Label], posterior: &[f64], label_count: usize) {
         let width = posterior.len();
         for (total, p) in self.mass.iter_mut().zip(posterior) {
             *total += p;
         }
-        for (worker, label) in votes.of(item) {
-            let at = (worker * labels + label as usize) * width;
+        for (&worker, &label) in workers.iter().zip(labels) {
+            let at = (worker as usize * label_count + label as usize) * width;
             for (count, p) in self.table[at..at + width].iter_mut().zip(posterior) {
                 *count += p;
             }
@@ -191,7 +212,9 @@ fn first_posterior(votes: &Votes, evidence: &Evidence, shape: Shape) -> Vec<f64>
 fn first_counts(votes: &Votes, posterior: &[f64], shape: Shape) -> Counts {
     let mut counts = Counts::zero(shape.components, votes.workers.len() * shape.cells());
     for (item, row) in posterior.chunks(shape.components.max(1)).enumerate() {
-        counts.add(votes, item, row, shape.labels);
+        let range = votes.range(item);
+        let workers = &votes.worker_codes()[range.clone()];
+        counts.add(workers, &votes.label_codes()[range], row, shape.labels);
     }
     counts
 }
@@ -346,7 +369,7 @@ fn expect_n<const N: usize>(
         .enumerate()
         .map(|(slice, chunk)| {
             let mut counts = Counts::zero(width, table.len());
-            let mut likelihood = 0.0;
+            let mut likelihood = confusion::LogLikelihood::default();
             for (offset, row) in chunk.chunks_exact_mut(width).enumerate() {
                 let item = slice * size + offset;
                 let range = votes.range(item);
@@ -356,14 +379,14 @@ fn expect_n<const N: usize>(
                 }
                 let workers = &votes.worker_codes()[range.clone()];
                 let labels = &votes.label_codes()[range];
-                likelihood +=
-                    confusion::e_step::<N>(workers, labels, shape.labels, prior, table, row);
+                let mass = confusion::e_step::<N>(workers, labels, shape.labels, prior, table, row);
+                likelihood.add(mass);
                 if let Some(gold) = gold {
                     clamp(row, shape, gold as usize);
                 }
-                counts.add(votes, item, &row[..width], shape.labels);
+                counts.add_n::<N>(workers, labels, row, shape.labels);
             }
-            (likelihood, counts)
+            (likelihood.total(), counts)
         })
         .collect();
     let mut likelihood = 0.0;

@@ -151,21 +151,37 @@ fn no_mutated_parquet_file_ends_the_process() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// Does nothing unless started by hand with a path in SEPTET_TEST_SCALE.
+/// Does nothing unless started by the test below, in a process of its own.
 #[test]
-fn ten_million_rows() {
-    let Some(path) = std::env::var_os("SEPTET_TEST_SCALE").map(PathBuf::from) else { return };
-    let start = std::time::Instant::now();
-    let mut labels = 0;
-    data::visit(&path, &votes(), |row| {
-        labels += row.cell(2).i64()?;
+fn visit_a_table_and_print_peak_memory() {
+    let Some(path) = std::env::var_os("SEPTET_TEST_VISIT") else { return };
+    let mut sum = 0;
+    data::visit(Path::new(&path), &votes(), |row| {
+        sum += row.cell(2).i64()?;
         Ok(())
     })
     .unwrap();
-    println!("visit: {labels} in {:?}, {}", start.elapsed(), peak_memory());
-    let start = std::time::Instant::now();
-    let table = Table::read(&path, &votes()).unwrap();
-    println!("read: {} rows in {:?}, {}", table.len(), start.elapsed(), peak_memory());
+    println!("sum {sum}, {}", peak_memory());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_visit_holds_one_row_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: String = (0..100).map(|row| format!("item-{row},worker-{row},1\n")).collect();
+    let path = file(&folder, "t.csv", format!("item,worker,label\n{}", rows.repeat(20_000)));
+    let megabytes = path.metadata().unwrap().len() / 1_000_000;
+    assert!(megabytes >= 30, "{megabytes}");
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "data::visit_a_table_and_print_peak_memory", "--nocapture"])
+        .env("SEPTET_TEST_VISIT", &path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("sum 2000000,"), "{text}");
+    let peak = text.split("VmHWM:").nth(1).unwrap().split("kB").next().unwrap();
+    let peak: u64 = peak.trim().parse().unwrap();
+    assert!(peak <= 24 * 1024, "{peak} kB for a file of {megabytes} MB");
 }
 
 fn peak_memory() -> String {

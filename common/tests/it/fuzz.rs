@@ -3,6 +3,8 @@
 //! `SEPTET_FUZZ=100000 cargo test -p common --test it fuzz::` runs more files than the 5,000 of
 //! the default. A failing file is named by its index, which is all that makes it again.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use common::gguf::Gguf;
 use common::llm::engine::{Model, Precision, Session};
 use common::rng::{Seed, Stream};

@@ -1,6 +1,8 @@
 //! Tokenizers of the real models against goldens made without this code (see
 //! `tests/golden/tokenizer/make_golden.py`).
 
+#![allow(clippy::unwrap_used)]
+
 use common::gguf::Gguf;
 use common::testing::mutate::tiny_tokenizer_json;
 use common::testing::{asset_or_skip, golden, golden_json};

@@ -1,5 +1,7 @@
 //! Safetensors files: crafted ones that must be refused, and values of each float type.
 
+#![allow(clippy::unwrap_used)]
+
 use common::testing::asset_or_skip;
 use common::testing::mutate::{SafetensorsSeed, StoredTensor, tiny_safetensors};
 use common::weights::{Dtype, Safetensors};

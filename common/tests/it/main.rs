@@ -7,6 +7,7 @@ mod encode;
 mod engine;
 mod fuzz;
 mod gguf;
+mod hooks;
 mod llm;
 mod lm;
 mod metrics;

@@ -19,9 +19,11 @@
 mod config;
 mod files;
 mod generate;
+mod hooks;
 mod model;
 
 pub use config::{Architecture, LmConfig};
 pub use files::save_lora;
 pub use generate::{Allowed, BeamOptions, EarlyStopping, Hypothesis};
+pub use hooks::{Hooks, Reader, Writer};
 pub use model::{Lm, LmCache, Pass};

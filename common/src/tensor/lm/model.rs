@@ -19,17 +19,17 @@ pub struct Lm {
     pub(super) config: LmConfig,
     pub(super) parameters: Parameters,
     pub(super) embedding: Embedding,
-    positions: Option<Embedding>,
+    pub(super) positions: Option<Embedding>,
     pub(super) layers: Vec<Layer>,
-    norm: Norm,
+    pub(super) norm: Norm,
     pub(super) head: Linear,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
-    norm1: Norm,
+    pub(super) norm1: Norm,
     pub(super) attention: Attention,
-    norm2: Norm,
+    pub(super) norm2: Norm,
     pub(super) mlp: FeedForward,
 }
 
@@ -40,7 +40,7 @@ pub(super) enum FeedForward {
 }
 
 #[derive(Debug, Clone)]
-enum Norm {
+pub(super) enum Norm {
     Layer(LayerNorm),
     Rms(RmsNorm),
 }
@@ -55,7 +55,7 @@ impl Norm {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Layer(norm) => norm.forward(x),
             Self::Rms(norm) => norm.forward(x),

@@ -17,6 +17,22 @@ pub struct Heads {
     pub dim: usize,
 }
 
+/// What a head takes from its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Port {
+    /// What it asks with.
+    Query,
+    /// What it is found by.
+    Key,
+    /// What it hands on.
+    Value,
+}
+
+impl Port {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Query, Self::Key, Self::Value];
+}
+
 /// Attention of a sequence to itself.
 #[derive(Debug, Clone)]
 pub struct Attention {
@@ -114,6 +130,35 @@ impl Attention {
             }
         };
         self.output.forward(&mixed.reshape((batch, positions, heads * dim))?)
+    }
+
+    /// Query, key or value of one query head from normalised hidden states `[batch, positions,
+    /// hidden]`: `[batch, positions, 1, dim]`, before rotary positions.
+    pub fn project_head(&self, port: Port, head: usize, x: &Tensor) -> Result<Tensor> {
+        let Heads { heads, kv_heads, dim } = self.heads;
+        let group = head / (heads / kv_heads);
+        let first = match (&self.projection, port) {
+            (_, Port::Query) => head,
+            (Projection::Packed(_), Port::Key) => heads + group,
+            (Projection::Packed(_), Port::Value) => heads + kv_heads + group,
+            (Projection::Split(_), _) => group,
+        };
+        let linear = match &self.projection {
+            Projection::Packed(projection) => projection,
+            Projection::Split(projections) => &projections[port as usize],
+        };
+        let part = linear.narrow_outputs(first * dim, dim)?.forward(x)?;
+        Ok(part.unsqueeze(2)?)
+    }
+
+    /// What one head's mixed values `[batch, positions, dim]` add to the residual stream.
+    pub fn head_output(&self, head: usize, mixed: &Tensor) -> Result<Tensor> {
+        self.output.narrow_inputs(head * self.heads.dim, self.heads.dim)?.forward(mixed)
+    }
+
+    /// Bias of the output projection; it belongs to no head.
+    pub fn output_bias(&self) -> Option<&Tensor> {
+        self.output.bias()
     }
 
     /// The linear layers by the last part of their names.

@@ -140,13 +140,36 @@ impl Linear {
         Ok(())
     }
 
+    /// The layer that computes only the outputs from `first` on.
+    pub(super) fn narrow_outputs(&self, first: usize, count: usize) -> Result<Self> {
+        let axis = usize::from(self.layout == WeightLayout::InOut);
+        Ok(Self {
+            weight: self.effective_weight()?.narrow(axis, first, count)?,
+            bias: self.bias.as_ref().map(|bias| bias.narrow(0, first, count)).transpose()?,
+            layout: self.layout,
+            adapter: None,
+        })
+    }
+
+    /// The share of the inputs from `first` on, without bias.
+    pub(super) fn narrow_inputs(&self, first: usize, count: usize) -> Result<Self> {
+        let axis = usize::from(self.layout == WeightLayout::OutIn);
+        let weight = self.effective_weight()?.narrow(axis, first, count)?;
+        Ok(Self { weight, bias: None, layout: self.layout, adapter: None })
+    }
+
+    /// Weight and adapter as one; gradients reach both.
+    fn effective_weight(&self) -> Result<Tensor> {
+        let Some(LowRank { a, b, scale }) = &self.adapter else { return Ok(self.weight.clone()) };
+        let update = (b.matmul(a)? * *scale)?;
+        let update = if self.layout == WeightLayout::InOut { update.t()? } else { update };
+        Ok((&self.weight + update)?)
+    }
+
     /// The weight with the adapter's update added, in the layer's layout; the weight itself where
     /// there is no adapter.
     pub fn merged_weight(&self) -> Result<Tensor> {
-        let Some(LowRank { a, b, scale }) = &self.adapter else { return Ok(self.weight.detach()) };
-        let update = (b.detach().matmul(&a.detach())? * *scale)?;
-        let update = if self.layout == WeightLayout::InOut { update.t()? } else { update };
-        Ok((self.weight.detach() + update)?)
+        Ok(self.effective_weight()?.detach())
     }
 
     /// Whether a low-rank adapter is attached.

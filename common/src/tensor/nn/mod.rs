@@ -10,7 +10,7 @@ mod mlp;
 mod norm;
 mod parameters;
 
-pub use attention::{Attention, AttentionInputs, Heads, KvCache, RelativeBias};
+pub use attention::{Attention, AttentionInputs, Heads, KvCache, Port, RelativeBias};
 pub use conv::{Conv2d, ResidualBlock};
 pub use linear::{Embedding, Linear, LoraOptions};
 pub use mlp::{Mlp, SwiGluMlp};

@@ -1,5 +1,7 @@
 //! Checkpoints: byte-equal resume, fallback, retention, and a killed trainer.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

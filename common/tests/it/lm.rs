@@ -1,5 +1,7 @@
 //! The language models against transformers and peft, on tiny random weights.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

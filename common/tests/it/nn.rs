@@ -1,5 +1,7 @@
 //! Layers that no language model covers: convolutional blocks, attention over a cache, initialisation.
 
+#![allow(clippy::unwrap_used)]
+
 use candle_core::{Device, Tensor};
 use common::nn::{
     Attention, AttentionInputs, Builder, Conv2d, Heads, Init, KvCache, Linear, RelativeBias,

@@ -1,6 +1,8 @@
 //! Every fused operator against PyTorch, its slow composition and central differences, on every
 //! instruction set that this machine has.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Mutex;
 
 use candle_core::{Device, Result, Tensor, Var};

@@ -1,5 +1,7 @@
 //! AdamW against PyTorch, and data parallelism that does not depend on the threads.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};

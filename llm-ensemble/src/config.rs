@@ -178,6 +178,8 @@ pub struct ScoreConfig {
     pub template: ScoreTemplate,
     /// Correction for the LLM's preference for some labels.
     pub calibration: Calibration,
+    /// Products without labels that batch calibration looks at.
+    pub sample: usize,
     /// Mean instead of sum of the label's token log-probabilities.
     pub per_token: bool,
     /// Labelled products shown before every question; the same for all products, so a local LLM
@@ -195,6 +197,7 @@ impl Default for ScoreConfig {
             llm: "gguf:smollm2-135m-instruct".into(),
             template: ScoreTemplate::default(),
             calibration: Calibration::default(),
+            sample: 64,
             per_token: false,
             examples: 0,
             pool: None,
@@ -222,8 +225,8 @@ pub enum Calibration {
     None,
     /// Subtract the score under a product without content (Zhao et al. 2021; Holtzman et al. 2021).
     ContentFree,
-    /// Subtract half the logarithm of the mean label distribution over 64 products, whose labels
-    /// need not be known (batch calibration, Zhou et al. 2023, at half strength).
+    /// Subtract half the logarithm of the mean label distribution over `sample` products, whose
+    /// labels need not be known (batch calibration, Zhou et al. 2023, at half strength).
     #[default]
     Batch,
 }
@@ -425,11 +428,16 @@ impl Config {
     /// Seconds: for continuous integration.
     pub fn smoke() -> Self {
         let bench = BenchConfig {
-            reviews: 24,
+            reviews: 20,
             train: 200,
-            train_large: 600,
+            train_large: 400,
             resamples: 200,
-            llms: BenchConfig::default().llms.into_iter().take(1).collect(),
+            llms: BenchConfig::default()
+                .llms
+                .into_iter()
+                .take(1)
+                .map(|llm| ScoreConfig { sample: 8, ..llm })
+                .collect(),
         };
         Self { bench, ..Self::default() }
     }

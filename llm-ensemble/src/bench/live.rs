@@ -48,7 +48,15 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     let mut points = Vec::new();
     for (number, attribute) in data.schema.attributes.iter().enumerate() {
         let table = Table::new(config, seed, &data, &asked, number, attribute)?;
+        let first = report.rows.len();
         table.rows(report)?;
+        let measured: Vec<&Row> = report.rows[first..].iter().collect();
+        let title = format!("Accuracy on clothing {}", attribute.name);
+        report.figures.push(Figure::new(
+            &title,
+            "Every aggregator and every single worker, with 95 % bootstrap intervals.",
+            plot::row_bars(Labels { title: &title, x: "accuracy", y: "" }, &measured),
+        ));
         report.figures.extend(table.figures()?);
         points.extend(table.points()?);
     }

@@ -39,9 +39,9 @@ impl Scoring {
         }
     }
 
-    /// Products without labels, for [`Calibration::Batch`]; the first 64 are used.
+    /// Products without labels, for [`Calibration::Batch`]; the first `config.sample` are used.
     pub fn with_sample(mut self, products: &[Product]) -> Self {
-        self.sample = products.iter().take(SAMPLE).cloned().collect();
+        self.sample = products.iter().take(self.config.sample).cloned().collect();
         self
     }
 
@@ -171,8 +171,6 @@ impl Scoring {
 }
 
 const CONTENT_FREE: [&str; 3] = ["N/A", "I love it.", "I bought it online."];
-/// Products that estimate an LLM's mean label distribution.
-const SAMPLE: usize = 64;
 /// Share of an LLM's label preference that batch calibration takes back. 1 would assume that all
 /// labels are equally frequent; one half was better than 0 and 1 on reviews outside the bench.
 const BATCH_STRENGTH: f64 = 0.5;

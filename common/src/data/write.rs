@@ -76,10 +76,10 @@ pub fn write(path: &Path, columns: &[(&str, Values<'_>)]) -> Result<()> {
     }
 }
 
-/// Like [`write`], in a given format.
+/// Like [`write()`], in a given format.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_as(path: &Path, format: Format, columns: &[(&str, Values<'_>)]) -> Result<()> {
     let rows = columns.first().map_or(0, |(_, values)| values.len());
     if let Some((name, values)) = columns.iter().find(|(_, values)| values.len() != rows) {

@@ -54,7 +54,7 @@ pub struct CommonArgs {
     /// Folder with a copy of the assets; default SEPTET_ASSETS
     #[arg(long, value_name = "DIR", global = true)]
     pub assets: Option<PathBuf>,
-    /// gguf:PATH-or-asset-id, hf:REPO[@rev], openai:BASE_URL#MODEL or replay:FILE; may be repeated
+    /// `gguf:PATH-or-asset-id`, `hf:REPO[@rev]`, `openai:BASE_URL#MODEL` or `replay:FILE`; may be repeated
     #[arg(long, value_name = "SPEC", global = true)]
     pub llm: Vec<String>,
     /// Print the result as JSON

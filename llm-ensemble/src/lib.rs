@@ -28,7 +28,7 @@
 //! | ours: opinion pool for errors that depend on the class or are shared | [`train::Method::OpinionPool`] |
 //! | ours: near-copies among the workers | [`train::Method::IwmvClones`], [`model::clones`] |
 //!
-//! `label` asks the labelers ([`mod@label`]), [`ensemble`] holds a fitted model on disk, [`bench`]
+//! `label` asks the labelers ([`mod@label`]), [`ensemble`] holds a fitted model on disk, [`mod@bench`]
 //! runs the comparison, [`cli`] holds the verbs. The crate has no synthetic generator of its own
 //! besides those in its tests.
 

@@ -2,7 +2,7 @@
 //!
 //! For open values a vote table says little about rare values. Three facts from the training split
 //! do: how often the attribute is absent, how often a known value is meant when the title mentions
-//! it, and how often a value is new. Smoothing adds [`PSEUDO`] observations at the rate over all
+//! it, and how often a value is new. Smoothing adds `PSEUDO` observations at the rate over all
 //! attributes.
 
 use std::collections::HashMap;

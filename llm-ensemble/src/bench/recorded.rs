@@ -278,14 +278,14 @@ pub fn first_worker() -> Options {
     Options { ties: Ties::FirstWorker, ..Options::default() }
 }
 
-/// Every prediction that the table shows for one panel: (method, role, predictions, note).
+/// One line of a panel's table: method, role, predictions, note.
+pub type PanelRow = (String, Role, Vec<Prediction>, String);
+
+/// Every prediction that the table shows for one panel.
 ///
 /// # Errors
 /// As [`fit`].
-pub fn panel(
-    recorded: &Recorded,
-    runs: &[usize],
-) -> Result<Vec<(String, Role, Vec<Prediction>, String)>> {
+pub fn panel(recorded: &Recorded, runs: &[usize]) -> Result<Vec<PanelRow>> {
     let votes = recorded.votes(runs)?;
     let none = Evidence::default();
     let options = first_worker();

@@ -18,6 +18,27 @@ pub fn scores(workers: &[u32], labels: &[Label], weights: &[f64], scores: &mut [
     }
 }
 
+/// [`scores`] for `N` labels, kept in registers; 0 takes their number from `scores`.
+#[inline]
+pub fn scores_n<const N: usize>(
+    workers: &[u32],
+    labels: &[Label],
+    weights: &[f64],
+    scores: &mut [f64],
+) {
+    let Some(out) = scores.first_chunk_mut::<N>().filter(|_| N > 0) else {
+        return self::scores(workers, labels, weights, scores);
+    };
+    let mut sums = [0.0; N];
+    for (&worker, &label) in workers.iter().zip(labels) {
+        let weight = weights[worker as usize];
+        for (k, sum) in sums.iter_mut().enumerate() {
+            *sum += if k == label as usize { weight } else { 0.0 };
+        }
+    }
+    *out = sums;
+}
+
 /// The argmax of Eq. 1: the lowest label among those within [`TIE`] of the top score.
 /// Returns [`MISSING`] for an empty label set.
 #[inline]

@@ -83,11 +83,13 @@ struct VoteState {
     agreed: Vec<i64>,
     /// Hash of `label`.
     hash: u64,
+    /// Weights of the round before; empty before the first.
+    weights: Vec<f64>,
 }
 
 impl VoteState {
     fn new(items: usize, workers: usize) -> Self {
-        Self { label: vec![MISSING; items], agreed: vec![0; workers], hash: 0 }
+        Self { label: vec![MISSING; items], agreed: vec![0; workers], hash: 0, weights: Vec::new() }
     }
 }
 
@@ -99,8 +101,8 @@ pub(super) struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// Eq. 1 for every item. Only items whose label changes touch the agreement counts, so a late
-    /// round costs one pass of additions. Returns how many labels changed.
+    /// Eq. 1 for every item with a voter whose weight changed. Only items whose label changes touch
+    /// the agreement counts, so a late round reads little. Returns how many labels changed.
     fn vote(&self, weights: &[f64], state: &mut VoteState) -> usize {
         match self.votes.labels.len() {
             2 => self.vote_n::<2>(weights, state),
@@ -114,6 +116,19 @@ impl Round<'_> {
     fn vote_n<const N: usize>(&self, weights: &[f64], state: &mut VoteState) -> usize {
         let l = if N == 0 { self.votes.labels.len() } else { N };
         let size = slice_size(self.votes.items.len(), self.votes.len(), 0);
+        // Other tie policies look at more than the weights.
+        let dirty: Vec<bool> = match self.options.ties {
+            Ties::Lowest => {
+                state.weights.iter().zip(weights).map(|(old, new)| old != new).collect()
+            }
+            _ => Vec::new(),
+        };
+        let stale = |item: usize| {
+            dirty.is_empty()
+                || self.votes.worker_codes()[self.votes.range(item)]
+                    .iter()
+                    .any(|&worker| dirty[worker as usize])
+        };
         let changes: Vec<Vec<(u32, Label)>> = state
             .label
             .par_chunks(size)
@@ -123,7 +138,10 @@ impl Round<'_> {
                 let mut scores = vec![0.0; l];
                 for (offset, &old) in labels.iter().enumerate() {
                     let item = slice * size + offset;
-                    let new = self.label(item, weights, &mut scores[..l]);
+                    if !stale(item) {
+                        continue;
+                    }
+                    let new = self.label::<N>(item, weights, &mut scores[..l]);
                     if new != old {
                         changes.push((item as u32, new));
                     }
@@ -131,6 +149,8 @@ impl Round<'_> {
                 changes
             })
             .collect();
+        state.weights.clear();
+        state.weights.extend_from_slice(weights);
         let mut changed = 0;
         for (item, new) in changes.into_iter().flatten() {
             let old = std::mem::replace(&mut state.label[item as usize], new);
@@ -144,7 +164,7 @@ impl Round<'_> {
     }
 
     #[inline]
-    fn label(&self, item: usize, weights: &[f64], scores: &mut [f64]) -> Label {
+    fn label<const N: usize>(&self, item: usize, weights: &[f64], scores: &mut [f64]) -> Label {
         let range = self.votes.range(item);
         if let Some(gold) = self.evidence.gold_of(item) {
             return gold;
@@ -154,7 +174,7 @@ impl Round<'_> {
         }
         let workers = &self.votes.worker_codes()[range.clone()];
         let labels = &self.votes.label_codes()[range];
-        vote::scores(workers, labels, weights, scores);
+        vote::scores_n::<N>(workers, labels, weights, scores);
         let label = vote::argmax(scores);
         if scores[label as usize] <= vote::TIE {
             self.fall_back(workers, labels, weights, scores);
@@ -238,7 +258,7 @@ pub(crate) fn finish_vote(
     let mut ties = 0;
     for item in 0..items {
         let row = &mut scores[item * l..(item + 1) * l];
-        label[item] = round.label(item, &weights, row);
+        label[item] = round.label::<0>(item, &weights, row);
         let range = votes.range(item);
         if range.is_empty() {
             continue;

@@ -70,3 +70,141 @@ fn greedy_tokens_equal_transformers() {
         }
     }
 }
+
+#[test]
+fn options_score_as_separate_forwards() {
+    let options: Vec<Vec<u32>> =
+        vec![vec![5, 9, 2], vec![7], vec![5, 9, 3, 1, 1], (0..20).collect(), vec![11, 12]];
+    for name in TINY {
+        for precision in [Precision::F32, Precision::F16, Precision::Quantised] {
+            let model = tiny(name, precision);
+            let vocab = model.config().vocab_size;
+            let prefix = [3, 1, 4, 1, 5];
+            let mut session = Session::new(&model);
+            session.append(&prefix).unwrap();
+            let scores = session.score_options(&options).unwrap();
+            assert_eq!(session.tokens(), prefix);
+            for (option, score) in options.iter().zip(&scores) {
+                let all = [&prefix[..], option].concat();
+                let logits = Session::new(&model).append_all(&all).unwrap();
+                let expected: Vec<f64> = (prefix.len()..all.len())
+                    .map(|i| {
+                        let row = &logits[(i - 1) * vocab..i * vocab];
+                        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                        f64::from(row[all[i] as usize]) - sum.ln()
+                    })
+                    .collect();
+                assert_close(&score.token_log_probs, &expected, 1e-4, 0.0);
+                assert!((score.log_prob - expected.iter().sum::<f64>()).abs() < 1e-4);
+                assert!(
+                    (score.mean_log_prob() * option.len() as f64 - score.log_prob).abs() < 1e-9
+                );
+            }
+            // The context can be used on, and scored again.
+            let fresh = Session::new(&model).append(&[&prefix[..], &[8]].concat()).unwrap();
+            assert_close(&session.append(&[8]).unwrap(), &fresh, 1e-5, 0.0);
+            session.truncate(prefix.len());
+            for (again, score) in session.score_options(&options).unwrap().iter().zip(&scores) {
+                assert_close(&again.token_log_probs, &score.token_log_probs, 1e-5, 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn clones_and_truncated_sessions_equal_fresh_ones() {
+    let model = tiny("llama_tiny", Precision::Quantised);
+    let prompt: Vec<u32> = (0..40).map(|i| i * 7 % 120).collect();
+    let expected = Session::new(&model).append(&prompt).unwrap();
+    let mut session = Session::new(&model);
+    session.append(&prompt[..17]).unwrap();
+    let mut clone = session.clone();
+    session.append(&[1, 2, 3, 4]).unwrap();
+    assert_close(&clone.append(&prompt[17..]).unwrap(), &expected, 1e-5, 0.0);
+    session.truncate(17);
+    assert_eq!(session.len(), 17);
+    assert_close(&session.append(&prompt[17..]).unwrap(), &expected, 1e-5, 0.0);
+
+    // Tokens that a step appended are computed again as part of a prompt.
+    let mut session = Session::new(&model);
+    session.append(&prompt[..20]).unwrap();
+    for &token in &prompt[20..30] {
+        session.step(token).unwrap();
+    }
+    assert_close(&session.set_prompt(&prompt).unwrap(), &expected, 1e-5, 0.0);
+    assert_close(&session.set_prompt(&prompt).unwrap(), &expected, 1e-5, 0.0);
+}
+
+#[test]
+fn threads_do_not_change_results() {
+    for precision in [Precision::F32, Precision::F16, Precision::Quantised] {
+        let model = tiny("qwen2_tiny", precision);
+        let prompt: Vec<u32> = (0..50).map(|i| i * 11 % 120).collect();
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut session = Session::new(&model);
+                let mut out = session.append_all(&prompt).unwrap();
+                out.extend(session.step(3).unwrap());
+                let scores = session.score_options(&[vec![1, 2, 3], vec![4, 5]]).unwrap();
+                (out, scores[0].log_prob, scores[1].log_prob)
+            })
+        };
+        let (one, two) = (run(1), run(2));
+        assert_close(&one.0, &two.0, 1e-6, 1e-6);
+        assert_close(&[one.1, one.2], &[two.1, two.2], 1e-6, 0.0);
+        assert_eq!(two, run(2));
+    }
+}
+
+#[test]
+fn quantised_steps_stay_near_f32() {
+    let (exact, quantised) =
+        (tiny("llama_tiny", Precision::F32), tiny("llama_tiny", Precision::Quantised));
+    assert!(quantised.weight_bytes() < exact.weight_bytes() / 2);
+    let (mut a, mut b) = (Session::new(&exact), Session::new(&quantised));
+    for token in [3, 14, 15, 92, 65, 35] {
+        assert_close(&b.step(token).unwrap(), &a.append(&[token]).unwrap(), 0.15, 0.0);
+    }
+}
+
+#[test]
+fn wrong_use_is_a_clear_error() {
+    let model = tiny("llama_tiny", Precision::F32);
+    let mut session = Session::new(&model);
+    let message = |result: Result<Vec<f32>, common::Error>| result.unwrap_err().to_string();
+    assert!(message(session.append(&[])).contains("no tokens"));
+    assert!(message(session.append(&[120])).contains("token id 120"));
+    assert!(message(session.append(&[1; 65])).contains("at most 64"));
+    assert!(session.score_options(&[vec![1]]).unwrap_err().to_string().contains("empty context"));
+    session.append(&[1; 62]).unwrap();
+    assert!(
+        session.score_options(&[vec![1, 2, 3]]).unwrap_err().to_string().contains("at most 64")
+    );
+    assert!(session.score_options(&[vec![]]).is_err());
+    assert_eq!(session.score_options(&[vec![1, 2]]).unwrap().len(), 1);
+    session.append(&[1, 1]).unwrap();
+    assert!(message(session.step(1)).contains("at most 64"));
+    assert_eq!(session.len(), 64);
+}
+
+#[test]
+fn a_config_that_does_not_fit_the_file_is_refused() {
+    let folder = folder("llama_tiny");
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.join("model.safetensors"), temp.path().join("model.safetensors")).unwrap();
+    for (from, to, expected) in [
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "model.layers.2."),
+        ("\"hidden_size\": 48", "\"hidden_size\": 64", "has shape"),
+        ("\"head_dim\": 8", "\"head_dim\": 7", "odd"),
+        ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 4", "do not divide"),
+        ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 0", "key/value heads is 0"),
+        ("\"model_type\": \"llama\"", "\"model_type\": \"gpt2\"", "gpt2"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        std::fs::write(temp.path().join("config.json"), text.replace(from, to)).unwrap();
+        let error = Model::from_hf(temp.path(), Precision::F32).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}

@@ -45,7 +45,8 @@ impl Attention<'_> {
             return;
         }
         let width = config.query_size();
-        let tile = count.div_ceil(4 * self.machine.threads).clamp(8, TILE);
+        // By the batch alone, so that sums do not depend on the number of threads.
+        let tile = count.div_ceil(8).clamp(8, TILE);
         let run = |(index, out): (usize, &mut [f32])| {
             let first = index * tile;
             self.tile(first..first + out.len() / width, out);
@@ -94,7 +95,6 @@ impl Attention<'_> {
                 count,
                 scale,
                 false,
-                1,
             );
             for row in scores.chunks_exact_mut(count) {
                 kernels::softmax(self.machine.isa, row);
@@ -107,7 +107,6 @@ impl Attention<'_> {
                 width,
                 1.0,
                 false,
-                1,
             );
         });
     }
@@ -139,7 +138,6 @@ impl Attention<'_> {
                             count,
                             self.scale(),
                             false,
-                            1,
                         );
                     }
                 }
@@ -159,7 +157,6 @@ impl Attention<'_> {
                             out_width,
                             1.0,
                             column > 0,
-                            1,
                         );
                     }
                 }

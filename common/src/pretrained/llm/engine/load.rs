@@ -5,9 +5,9 @@
 use super::config::{Architecture, ModelConfig};
 use super::kernels::{BLOCK, Packed, PackedKind};
 use super::matrix::{Matrix, Storage, common_kind, pack_rows};
-use super::shim::Safetensors;
 use super::{Precision, packing};
 use crate::gguf::{GgmlDType, Gguf};
+use crate::weights::Safetensors;
 use crate::{Error, Result};
 use half::f16;
 
@@ -191,7 +191,7 @@ impl Source<'_> {
         let name = self.name(name);
         match self {
             Self::Gguf(gguf) => gguf.tensor(&name)?.to_f32(),
-            Self::Hf(file) => file.to_f32(&name),
+            Self::Hf(file) => file.tensor(&name)?.to_f32(),
         }
     }
 
@@ -244,7 +244,7 @@ impl Source<'_> {
         let name = self.name(name);
         let shape = match self {
             Self::Gguf(gguf) => gguf.tensor(&name)?.shape().to_vec(),
-            Self::Hf(file) => file.shape(&name)?.to_vec(),
+            Self::Hf(file) => file.tensor(&name)?.shape().to_vec(),
         };
         match shape[..] {
             [rows, cols] => Ok((rows, cols)),

@@ -1,6 +1,6 @@
 //! Weight matrices in the formats that the engine computes with.
 
-use super::kernels::{self, Activations, BLOCK, Isa, Packed, PackedKind, Strided};
+use super::kernels::{self, Activations, BLOCK, Isa, Packed, PackedKind, Panels};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -89,30 +89,29 @@ impl Matrix {
                     }
                 });
             }
-            Storage::F32(weights) => kernels::matmul(
-                (count, self.cols, self.rows),
-                Strided::rows(x, stride),
-                Strided::rows(weights, self.cols).transposed(),
-                out,
-                self.rows,
-                1.0,
-                false,
-                threads,
-            ),
-            Storage::F16(weights) => self.panels(machine, x, stride, count, out, |first, panel| {
-                let mut row = vec![0.0; self.cols];
-                for r in 0..PANEL.min(self.rows - first) {
-                    let range = (first + r) * self.cols..(first + r + 1) * self.cols;
-                    weights[range].convert_to_f32_slice(&mut row);
-                    for (k, &value) in row.iter().enumerate() {
-                        panel[k * PANEL + r] = value;
+            Storage::F32(weights) => {
+                self.panels(machine, x, stride, count, out, &Panels::Dense(weights));
+            }
+            Storage::F16(weights) => {
+                let unpack = |first: usize, panel: &mut [f32]| {
+                    let mut row = vec![0.0; self.cols];
+                    for r in 0..PANEL.min(self.rows - first) {
+                        let range = (first + r) * self.cols..(first + r + 1) * self.cols;
+                        weights[range].convert_to_f32_slice(&mut row);
+                        for (k, &value) in row.iter().enumerate() {
+                            panel[k * PANEL + r] = value;
+                        }
                     }
-                }
-            }),
+                };
+                let weights = Panels::Unpacked { depth: self.cols, unpack: &unpack };
+                self.panels(machine, x, stride, count, out, &weights);
+            }
             Storage::Packed(packed) => {
-                self.panels(machine, x, stride, count, out, |first, panel| {
-                    packed.unpack(isa, first, PANEL, panel);
-                });
+                let unpack =
+                    |first: usize, panel: &mut [f32]| packed.unpack(isa, first, PANEL, panel);
+                let depth = self.cols.next_multiple_of(BLOCK);
+                let weights = Panels::Unpacked { depth, unpack: &unpack };
+                self.panels(machine, x, stride, count, out, &weights);
             }
         }
     }
@@ -124,18 +123,10 @@ impl Matrix {
         stride: usize,
         count: usize,
         out: &mut [f32],
-        unpack: impl Fn(usize, &mut [f32]) + Sync,
+        weights: &Panels<'_>,
     ) {
-        kernels::matmul_panels(
-            (count, self.cols, self.rows),
-            x,
-            stride,
-            out,
-            self.rows,
-            (PANEL, self.cols.next_multiple_of(BLOCK)),
-            machine.threads,
-            unpack,
-        );
+        let shape = (count, self.cols, self.rows);
+        kernels::matmul_panels(shape, x, stride, out, self.rows, PANEL, weights, machine.threads);
     }
 
     /// [`Matrix::product`] with activations rounded to int8 by blocks of 32, for packed weights;

@@ -40,7 +40,6 @@ mod model;
 mod packing;
 mod score;
 mod session;
-mod shim;
 
 pub use config::{Architecture, ModelConfig, SlidingWindow};
 pub use model::{Model, Precision};

@@ -89,3 +89,47 @@ fn q4k_scale(packed: &[u8], part: usize) -> (u8, u8) {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::quantized::QTensor;
+    use candle_core::{Device, Tensor};
+
+    /// Blocks that need no requantising hold the values that candle decodes.
+    #[test]
+    fn blocks_equal_candle() {
+        let values: Vec<f32> = (0..1024).map(|i| ((i * 37 % 101) as f32 - 40.0) / 17.0).collect();
+        let tensor = Tensor::from_vec(values, (4, 256), &Device::Cpu).unwrap();
+        use GgmlDType::{Q4_0, Q4_1, Q4K, Q5_0, Q8_0};
+        for (dtype, kind, tolerance) in [
+            (Q4_0, PackedKind::Q4, 2e-3),
+            (Q4_0, PackedKind::Q8, 1e-6),
+            (Q4_1, PackedKind::Q4, 1e-6),
+            (Q4K, PackedKind::Q4, 4e-3),
+            (Q5_0, PackedKind::Q8, 1e-6),
+            (Q8_0, PackedKind::Q8, 1e-6),
+        ] {
+            let quantised = QTensor::quantize(&tensor, dtype).unwrap();
+            let expected = quantised.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
+            let expected: Vec<f32> = expected.to_vec1().unwrap();
+            let bytes = quantised.data().unwrap();
+            let blocks = Blocks::new(dtype, &bytes, kind).unwrap();
+            for (index, expected) in expected.chunks(BLOCK).enumerate() {
+                let (scale, min, quants) = blocks.get(index);
+                for (&q, &expected) in quants.iter().zip(expected) {
+                    let q = if kind == PackedKind::Q8 { f32::from(q as i8) } else { f32::from(q) };
+                    let found = q * scale.to_f32() + min.to_f32();
+                    assert!((found - expected).abs() <= tolerance, "{dtype:?} {found} {expected}");
+                }
+            }
+        }
+        assert!(Blocks::new(GgmlDType::Q6K, &[], PackedKind::Q8).is_none());
+        assert_eq!(common(&[Q4_1, Q5_0]), PackedKind::Q8);
+        assert_eq!(common(&[Q4_1, Q4K]), PackedKind::Q4);
+    }
+
+    fn common(dtypes: &[GgmlDType]) -> PackedKind {
+        super::super::matrix::common_kind(dtypes.iter().map(|&dtype| kind(dtype)))
+    }
+}

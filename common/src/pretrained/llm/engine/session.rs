@@ -17,6 +17,8 @@ const FIRST_CAPACITY: usize = 128;
 pub struct Session {
     pub(super) model: Model,
     pub(super) tokens: Vec<u32>,
+    /// Leading tokens that were computed in f32.
+    exact: usize,
     pub(super) cache: Vec<LayerCache>,
     /// Logits after the last token; `None` after a truncation.
     pub(super) logits: Option<Vec<f32>>,
@@ -29,6 +31,7 @@ impl Session {
         Self {
             model: model.clone(),
             tokens: Vec::new(),
+            exact: 0,
             cache: vec![LayerCache::default(); model.config().num_hidden_layers],
             logits: None,
             scratch: Scratch::default(),
@@ -93,15 +96,18 @@ impl Session {
     pub fn truncate(&mut self, len: usize) {
         if len < self.tokens.len() {
             self.tokens.truncate(len);
+            self.exact = self.exact.min(len);
             self.logits = None;
         }
     }
 
     /// Makes the context equal to `tokens` and returns the logits after the last one. What the
-    /// context shares with the beginning of `tokens` is not computed again.
+    /// context shares with the beginning of `tokens` is not computed again, except tokens that
+    /// [`Session::step`] appended: the result does not depend on what the session did before.
     pub fn set_prompt(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         self.check_prompt(tokens, 0)?;
         let shared = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let shared = shared.min(self.exact);
         self.truncate(shared);
         if shared == tokens.len() {
             return self.last_logits();
@@ -114,9 +120,10 @@ impl Session {
         if let Some(logits) = &self.logits {
             return Ok(logits.clone());
         }
-        let Some(last) = self.tokens.pop() else {
+        let Some(&last) = self.tokens.last() else {
             return Err(Error::data("an empty context", "at least one token before the options"));
         };
+        self.truncate(self.tokens.len() - 1);
         self.append(&[last])
     }
 
@@ -166,6 +173,9 @@ impl Session {
         };
         self.reserve(prefix + tokens.len());
         self.model.forward(&batch, arithmetic, &mut self.cache, &mut self.scratch);
+        if arithmetic == Arithmetic::F32 && self.exact == prefix {
+            self.exact += tokens.len();
+        }
         self.tokens.extend_from_slice(tokens);
     }
 
@@ -210,6 +220,7 @@ impl Clone for Session {
         Self {
             model: self.model.clone(),
             tokens: self.tokens.clone(),
+            exact: self.exact,
             cache: self.cache.iter().map(|layer| layer.resized(heads, width, used, used)).collect(),
             logits: self.logits.clone(),
             scratch: Scratch::default(),

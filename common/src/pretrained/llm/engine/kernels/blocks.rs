@@ -606,3 +606,117 @@ unsafe fn tile_avx2<const T: usize, const Q4: bool>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn noise(count: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next() * if next() > 0.9 { 20.0 } else { 1.0 }).collect()
+    }
+
+    fn packed(kind: PackedKind, rows: usize, cols: usize, seed: u64) -> Packed {
+        let mut packed = Packed::zeros(kind, rows, cols);
+        let values = noise(rows * cols, seed);
+        for (row, values) in values.chunks_exact(cols).enumerate() {
+            if kind == PackedKind::Q8 {
+                packed.set_row(row, values);
+                continue;
+            }
+            for (block, values) in values.chunks(BLOCK).enumerate() {
+                let mut quants = [0; BLOCK];
+                for (q, v) in quants.iter_mut().zip(values) {
+                    *q = (v.abs() * 15.0) as u8 & 15;
+                }
+                packed.set_block(row, block, f16::from_f32(0.1), f16::from_f32(-0.7), &quants);
+            }
+        }
+        packed
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn products_agree_on_every_instruction_set(
+            rows in 1usize..70, cols in 1usize..200, count in 1usize..14, seed in any::<u64>(),
+            four_bits in any::<bool>(),
+        ) {
+            let kind = if four_bits { PackedKind::Q4 } else { PackedKind::Q8 };
+            let weights = packed(kind, rows, cols, seed);
+            let x = noise(count * cols, seed ^ 1);
+            let mut dense = vec![0.0; rows * cols];
+            for (row, out) in dense.chunks_exact_mut(cols).enumerate() {
+                weights.row(row, out);
+            }
+            let mut reference: Option<Vec<f32>> = None;
+            for isa in Isa::available() {
+                let mut rounded = Activations::default();
+                rounded.set(isa, &x, cols, cols, count);
+                let mut out = vec![f32::NAN; count * rows];
+                weights.product(isa, &rounded, &mut out, rows, 1);
+                let mut threaded = vec![f32::NAN; count * rows];
+                weights.product(isa, &rounded, &mut threaded, rows, 3);
+                prop_assert_eq!(&out, &threaded);
+                let reference = reference.get_or_insert_with(|| out.clone());
+                for t in 0..count {
+                    let x = &x[t * cols..(t + 1) * cols];
+                    let largest = x.iter().fold(0f32, |a, b| a.max(b.abs()));
+                    for row in 0..rows {
+                        let w = &dense[row * cols..(row + 1) * cols];
+                        let size: f32 = w.iter().map(|w| w.abs()).sum();
+                        let exact: f32 = w.iter().zip(x).map(|(a, b)| a * b).sum();
+                        let found = out[t * rows + row];
+                        // The padding of a row adds nothing; rounding moves x by 1/254.
+                        prop_assert!((found - exact).abs() <= 1e-4 + size * largest / 250.0);
+                        prop_assert!((found - reference[t * rows + row]).abs() <= 1e-5 * (1.0 + size * largest));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn unpacking_gives_the_rows(
+            rows in 1usize..70, cols in 1usize..100, seed in any::<u64>(), four_bits in any::<bool>(),
+        ) {
+            let kind = if four_bits { PackedKind::Q4 } else { PackedKind::Q8 };
+            let weights = packed(kind, rows, cols, seed);
+            let mut row = vec![0.0; cols];
+            for isa in Isa::available() {
+                let mut panel = vec![f32::NAN; cols.next_multiple_of(BLOCK) * 48];
+                for first in (0..rows).step_by(48) {
+                    weights.unpack(isa, first, 48, &mut panel);
+                    for r in first..rows.min(first + 48) {
+                        weights.row(r, &mut row);
+                        for (k, &value) in row.iter().enumerate() {
+                            let found = panel[k * 48 + r - first];
+                            prop_assert!((found - value).abs() <= 1e-6 * (1.0 + value.abs()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn quantised_rows_are_within_half_a_step() {
+        let values = noise(100, 5);
+        let mut weights = Packed::zeros(PackedKind::Q8, 1, 100);
+        weights.set_row(0, &values);
+        let mut row = vec![0.0; 100];
+        weights.row(0, &mut row);
+        for (values, row) in values.chunks(BLOCK).zip(row.chunks(BLOCK)) {
+            let step = values.iter().fold(0f32, |a, b| a.max(b.abs())) / 127.0;
+            for (a, b) in values.iter().zip(row) {
+                assert!((a - b).abs() <= 0.57 * step, "{a} {b} {step}");
+            }
+        }
+    }
+}

@@ -32,7 +32,7 @@ impl<'a> Strided<'a> {
 
 /// `out = scale · left · right` (or `out += …` with `accumulate`) for `left` of `m` × `k`, `right`
 /// of `k` × `n` and `out` row-major with `out_stride` elements from row to row.
-/// `threads` is the number of rayon threads; the sums are the same for every number of threads.
+/// Runs on the calling thread.
 #[allow(clippy::too_many_arguments)]
 pub(in super::super) fn matmul(
     (m, k, n): (usize, usize, usize),
@@ -42,7 +42,6 @@ pub(in super::super) fn matmul(
     out_stride: usize,
     scale: f32,
     accumulate: bool,
-    threads: usize,
 ) {
     if m == 0 || n == 0 || k == 0 {
         return;
@@ -50,8 +49,6 @@ pub(in super::super) fn matmul(
     left.assert_holds(m, k);
     right.assert_holds(k, n);
     assert!(out_stride >= n && (m - 1) * out_stride + n <= out.len(), "output does not fit");
-    let parallelism =
-        if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
     // SAFETY: the three assertions above keep every index that gemm forms inside its slice, `out`
     // is borrowed mutably and overlaps neither input; strides of slices fit in isize.
     unsafe {
@@ -74,7 +71,7 @@ pub(in super::super) fn matmul(
             false,
             false,
             false,
-            parallelism,
+            gemm::Parallelism::None,
         );
     }
 }
@@ -126,10 +123,18 @@ thread_local! {
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Weights of [`matmul_panels`].
+pub(in super::super) enum Panels<'a> {
+    /// Row-major f32.
+    Dense(&'a [f32]),
+    /// `unpack(first, panel)` writes `width` rows from row `first` on, transposed: element
+    /// (input k, row r) at `k · width + r`, for `depth` inputs (at least the matrix's columns).
+    Unpacked { depth: usize, unpack: &'a (dyn Fn(usize, &mut [f32]) + Sync) },
+}
+
 /// `out[t][r] = x[t] · weights[r]` for `count` rows of `x` (row-major, `cols` wide, `x_stride`
-/// apart) where the weights come in panels of `width` rows: `unpack(first, panel)` writes rows
-/// `first..first + width` transposed, element (input k, row r) at `k · width + r`, and `depth`
-/// inputs of them (at least `cols`). Panels are spread over the threads.
+/// apart), `width` rows of weights at a time. These panels are spread over the threads; they do
+/// not depend on the number of threads, so neither do the sums.
 #[allow(clippy::too_many_arguments)]
 pub(in super::super) fn matmul_panels(
     (count, cols, rows): (usize, usize, usize),
@@ -137,50 +142,56 @@ pub(in super::super) fn matmul_panels(
     x_stride: usize,
     out: &mut [f32],
     out_stride: usize,
-    (width, depth): (usize, usize),
+    width: usize,
+    weights: &Panels<'_>,
     threads: usize,
-    unpack: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if count == 0 || cols == 0 {
         return;
     }
-    assert!(depth >= cols);
     Strided::rows(x, x_stride).assert_holds(count, cols);
     let columns = Columns::new(out, count, out_stride, rows);
+    let product = |first: usize, panel: Strided<'_>| {
+        let n = width.min(rows - first);
+        panel.assert_holds(cols, n);
+        // SAFETY: `assert_holds` keeps the inputs inside their slices and `Columns::new` the
+        // output; the columns first..first + n belong to this panel alone.
+        unsafe {
+            gemm::gemm(
+                count,
+                n,
+                cols,
+                columns.column(first),
+                1,
+                out_stride as isize,
+                false,
+                x.as_ptr(),
+                1,
+                x_stride as isize,
+                panel.data.as_ptr(),
+                panel.col_stride as isize,
+                panel.row_stride as isize,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    };
     let run = |panel: usize| {
-        PANEL.with_borrow_mut(|buffer| {
-            buffer.resize(width * depth, 0.0);
-            let first = panel * width;
-            unpack(first, buffer);
-            let weights = Strided::rows(buffer, width);
-            weights.assert_holds(cols, width);
-            let n = width.min(rows - first);
-            // SAFETY: `assert_holds` keeps the inputs inside their slices and `Columns::new` the
-            // output; the columns first..first + n belong to this panel alone.
-            unsafe {
-                gemm::gemm(
-                    count,
-                    n,
-                    cols,
-                    columns.column(first),
-                    1,
-                    out_stride as isize,
-                    false,
-                    x.as_ptr(),
-                    1,
-                    x_stride as isize,
-                    buffer.as_ptr(),
-                    1,
-                    width as isize,
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    gemm::Parallelism::None,
-                );
+        let first = panel * width;
+        match weights {
+            Panels::Dense(weights) => {
+                product(first, Strided::rows(&weights[first * cols..], cols).transposed());
             }
-        });
+            Panels::Unpacked { depth, unpack } => PANEL.with_borrow_mut(|buffer| {
+                buffer.resize(width * depth, 0.0);
+                unpack(first, buffer);
+                product(first, Strided::rows(buffer, width));
+            }),
+        }
     };
     let panels = rows.div_ceil(width);
     if threads > 1 && panels > 1 {
@@ -207,7 +218,6 @@ mod tests {
             3,
             2.0,
             true,
-            1,
         );
         assert_eq!(out, [24.0, 14.0, 10.0, 42.0, 20.0, 10.0]);
     }
@@ -217,6 +227,6 @@ mod tests {
     fn short_slices_are_refused() {
         let mut out = [0.0; 4];
         let left = Strided::rows(&[1.0; 5], 3);
-        matmul((2, 3, 2), left, Strided::rows(&[1.0; 6], 2), &mut out, 2, 1.0, false, 1);
+        matmul((2, 3, 2), left, Strided::rows(&[1.0; 6], 2), &mut out, 2, 1.0, false);
     }
 }

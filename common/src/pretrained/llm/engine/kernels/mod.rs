@@ -16,7 +16,7 @@ mod gemm;
 mod rows;
 
 pub(super) use blocks::{Activations, BLOCK, Packed, PackedKind};
-pub(super) use gemm::{Strided, matmul, matmul_panels};
+pub(super) use gemm::{Panels, Strided, matmul, matmul_panels};
 pub(super) use rows::{dot, exp_sum, gelu_gate, rms_norm, rotate_half, silu_gate, softmax};
 
 /// Instruction set of a kernel call.

@@ -164,7 +164,7 @@ fn quantised_steps_stay_near_f32() {
     assert!(quantised.weight_bytes() < exact.weight_bytes() / 2);
     let (mut a, mut b) = (Session::new(&exact), Session::new(&quantised));
     for token in [3, 14, 15, 92, 65, 35] {
-        assert_close(&b.step(token).unwrap(), &a.append(&[token]).unwrap(), 0.15, 0.0);
+        assert_close(&b.step(token).unwrap(), &a.append(&[token]).unwrap(), 0.25, 0.0);
     }
 }
 

@@ -97,7 +97,7 @@ impl Ensemble {
         let workers = (0..votes.workers.len())
             .map(|worker| WorkerModel {
                 name: votes.workers.name(worker),
-                votes: cast[worker] as usize,
+                votes: cast[worker],
                 accuracy: result.accuracy[worker],
                 weight: result.weights[worker],
             })

@@ -73,7 +73,7 @@ impl ModelConfig {
     /// The window of `layer` (counted from 0), `None` where attention is global.
     pub fn window(&self, layer: usize) -> Option<usize> {
         let sliding = self.sliding_window.as_ref()?;
-        ((layer + 1) % sliding.period != 0).then_some(sliding.size)
+        (!(layer + 1).is_multiple_of(sliding.period)).then_some(sliding.size)
     }
 
     pub(super) fn has_qkv_bias(&self) -> bool {

@@ -444,14 +444,14 @@ fn tile_portable<const Q4: bool>(
         for (j, line) in weights.lines[block * lines..(block + 1) * lines].iter().enumerate() {
             let low = words[j].to_le_bytes();
             let high = if Q4 { words[j + 4].to_le_bytes() } else { low };
-            for lane in 0..GROUP {
-                let bytes = line.0[lane].to_le_bytes();
+            for (dot, word) in dot.iter_mut().zip(line.0) {
+                let bytes = word.to_le_bytes();
                 for i in 0..4 {
                     if Q4 {
-                        dot[lane] += i32::from(bytes[i] & 15) * i32::from(low[i] as i8);
-                        dot[lane] += i32::from(bytes[i] >> 4) * i32::from(high[i] as i8);
+                        *dot += i32::from(bytes[i] & 15) * i32::from(low[i] as i8);
+                        *dot += i32::from(bytes[i] >> 4) * i32::from(high[i] as i8);
                     } else {
-                        dot[lane] += i32::from(bytes[i] as i8) * i32::from(low[i] as i8);
+                        *dot += i32::from(bytes[i] as i8) * i32::from(low[i] as i8);
                     }
                 }
             }

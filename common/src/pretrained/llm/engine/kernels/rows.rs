@@ -113,9 +113,9 @@ fn dot_body<const FMA: bool>(left: &[f32], right: &[f32]) -> f32 {
     let (wide_right, rest_right) = right.as_chunks::<{ 4 * LANES }>();
     for (a, b) in wide_left.iter().zip(wide_right) {
         for (part, sum) in sums.iter_mut().enumerate() {
-            for lane in 0..LANES {
+            for (lane, sum) in sum.iter_mut().enumerate() {
                 let i = part * LANES + lane;
-                sum[lane] = fused::<FMA>(a[i], b[i], sum[lane]);
+                *sum = fused::<FMA>(a[i], b[i], *sum);
             }
         }
     }
@@ -205,7 +205,7 @@ fn silu_gate_body<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
 #[inline(always)]
 fn gelu_gate_body<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
     // 0.5 x (1 + tanh(z)) = x / (1 + exp(−2z)), z = sqrt(2/π) (x + 0.044715 x³).
-    const DOUBLE_ROOT: f32 = 1.595_769_1; // 2 sqrt(2/π)
+    const DOUBLE_ROOT: f32 = 1.595_769; // 2 sqrt(2/π)
     assert_eq!(gate.len(), up.len());
     for (gate, up) in gate.iter_mut().zip(up) {
         let x = *gate;

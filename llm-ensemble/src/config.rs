@@ -405,21 +405,20 @@ impl Default for BenchConfig {
             train_large: 3_000,
             resamples: 2_000,
             llms: vec![
-                live("smollm2-135m", "smollm2-135m-instruct", ScoreTemplate::Cloze, 0),
-                live("smollm2-135m 10-shot", "smollm2-135m-instruct", ScoreTemplate::Cloze, 10),
-                live("gemma-3-270m", "gemma-3-270m", ScoreTemplate::Cloze, 0),
-                live("qwen2.5-0.5b", "qwen2.5-coder-0.5b-instruct", ScoreTemplate::Choice, 0),
+                live("smollm2-135m", "smollm2-135m-instruct", ScoreTemplate::Cloze),
+                live("gemma-3-270m", "gemma-3-270m", ScoreTemplate::Cloze),
+                live("qwen2.5-0.5b", "qwen2.5-coder-0.5b-instruct", ScoreTemplate::Choice),
             ],
         }
     }
 }
 
-fn live(name: &str, asset: &str, template: ScoreTemplate, examples: usize) -> ScoreConfig {
+fn live(name: &str, asset: &str, template: ScoreTemplate) -> ScoreConfig {
     ScoreConfig {
         name: name.into(),
         llm: format!("gguf:{asset}"),
         template,
-        examples,
+        sample: 32,
         ..ScoreConfig::default()
     }
 }

@@ -1,8 +1,7 @@
 //! Part (a): real labelers, asked live about the department and class of reviewed clothing.
 //!
-//! Train and test reviews are of different products. Workers of the ensemble see no gold label
-//! (a few-shot prompt shows ten labelled train reviews); logistic regression is a supervised
-//! baseline beside them and, in one ablation, a worker.
+//! Train and test reviews are of different products. Workers of the ensemble see no gold label;
+//! logistic regression is a supervised baseline beside them and, in one ablation, a worker.
 
 use std::time::Instant;
 

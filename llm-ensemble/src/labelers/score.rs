@@ -93,7 +93,10 @@ impl Scoring {
                     }
                 }
                 prompt.push_str(&format!("Review: {text}\n{cloze}"));
-                let options = attribute.labels.iter().map(|l| format!(" {}.", l.completion()));
+                // Examples end their phrase with a stop, so the end of a phrase is known to count.
+                let stop = if self.examples.is_empty() { "" } else { "." };
+                let options = attribute.labels.iter();
+                let options = options.map(|l| format!(" {}{stop}", l.completion()));
                 (Prompt::Raw(prompt), options.collect())
             }
             ScoreTemplate::Choice => {

@@ -1,5 +1,7 @@
 //! The integration tests of `common`, one file per area.
 
+#![allow(clippy::unwrap_used)]
+
 mod assets;
 mod checkpoint;
 mod data;

@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 /// let gguf = common::gguf::Gguf::open("model.gguf".as_ref())?;
 /// let layers = gguf.metadata().usize(&format!("{}.block_count", gguf.architecture()?))?;
 /// let embedding = gguf.tensor("token_embd.weight")?;
-/// assert_eq!(embedding.to_f32()?.len(), embedding.shape().iter().product());
+/// assert_eq!(embedding.to_f32()?.len(), embedding.shape().iter().product::<usize>());
 /// # Ok(())
 /// # }
 /// ```

@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::assets::Assets;
+use crate::tokenizer;
 use crate::{Error, Result};
 use cache::{Cache, Key};
 
@@ -90,7 +91,8 @@ impl TextEncoder {
         hasher.update(max_tokens.to_le_bytes());
         let fingerprint = hasher.finalize().into();
 
-        let tokenizer = load_tokenizer(&tokenizer, max_tokens)
+        let parsed = tokenizer::read_json(&tokenizer, &folder.join("tokenizer.json"))?;
+        let tokenizer = prepare(parsed, max_tokens)
             .map_err(|error| invalid("tokenizer.json", error.to_string()))?;
         let tokens = tokenizer.get_vocab_size(true);
         if tokens > config.vocab_size {
@@ -243,10 +245,8 @@ fn parse_config(bytes: &[u8]) -> std::result::Result<Config, String> {
     Ok(config)
 }
 
-fn load_tokenizer(bytes: &[u8], max_tokens: usize) -> tokenizers::Result<Tokenizer> {
-    let mut tokenizer = Tokenizer::from_bytes(bytes)?;
-    // sentence-transformers stores padding to a fixed length; batches are padded here instead.
-    tokenizer.with_padding(None);
+/// Sets truncation; padding is left to the batches.
+fn prepare(mut tokenizer: Tokenizer, max_tokens: usize) -> tokenizers::Result<Tokenizer> {
     let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
     tokenizer.with_truncation(Some(truncation))?;
     // "[SEP]" in a text is five characters, not a token with a meaning.

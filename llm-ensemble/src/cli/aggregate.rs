@@ -9,7 +9,7 @@ use common::{Error, Result, stats};
 use serde::Serialize;
 use serde_json::json;
 
-use super::output::{self, percent};
+use common::cli::text::{self, percent};
 use crate::config::Config;
 use crate::data::{AttributeVotes, Gold, read_gold, read_votes};
 use crate::ensemble::{Ensemble, Prediction};
@@ -108,7 +108,7 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, resolved: &Resolved<Config>)
         write_labels(path, &labelled)?;
     }
     if args.json {
-        return output::json(&json!({ "input": stats, "model": ensemble }));
+        return text::json(&json!({ "input": stats, "model": ensemble }));
     }
     let mut rows = Vec::new();
     for attribute in &ensemble.attributes {
@@ -124,7 +124,7 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, resolved: &Resolved<Config>)
     }
     let header = ["attribute", "worker", "votes", "estimated accuracy %", "weight"];
     let mut text = format!("{} in {}\n\n", config.aggregate.method.name(), fit.model.display());
-    text.push_str(&output::table(&header, &rows));
+    text.push_str(&text::table(&header, &rows));
     for attribute in &ensemble.attributes {
         for warning in &attribute.warnings {
             tracing::warn!("attribute {:?}: {warning}", attribute.name);
@@ -222,7 +222,7 @@ pub(super) fn predict(
 
 fn summary(args: &CommonArgs, path: &Path, rows: usize, done_before: bool) -> Result<String> {
     if args.json {
-        return output::json(&json!({ "labels": path, "rows": rows, "done_before": done_before }));
+        return text::json(&json!({ "labels": path, "rows": rows, "done_before": done_before }));
     }
     let before = if done_before { " (done before, nothing to do)" } else { "" };
     Ok(format!("{rows} labels in {}{before}\n", path.display()))
@@ -395,7 +395,7 @@ pub(super) fn eval(
         }
     }
     if args.json {
-        return output::json(&rows);
+        return text::json(&rows);
     }
     let number = |value: Option<usize>| value.map_or_else(|| "–".to_owned(), |n| n.to_string());
     let cells: Vec<Vec<String>> = rows
@@ -413,7 +413,7 @@ pub(super) fn eval(
         })
         .collect();
     let header = ["attribute", "method", "accuracy %", "95 % interval", "rounds", "ties", "items"];
-    Ok(output::table(&header, &cells))
+    Ok(text::table(&header, &cells))
 }
 
 /// Whether one worker is right per gold item; 0 where it did not answer.

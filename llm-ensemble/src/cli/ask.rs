@@ -6,7 +6,7 @@ use common::cli::{CommonArgs, Resolved};
 use common::{Error, Result};
 use serde_json::json;
 
-use super::output;
+use common::cli::text;
 use crate::config::Config;
 use crate::data::{Schema, read_products};
 use crate::label;
@@ -50,7 +50,7 @@ pub(super) fn label(
     let answers = label::label(&products, &schema, &labelers, &config.label)?;
     let votes = label::write_votes(&label.votes, &products, &schema, &answers)?;
     if args.json {
-        return output::json(&json!({
+        return text::json(&json!({
             "votes": label.votes,
             "rows": votes,
             "products": products.len(),
@@ -73,6 +73,6 @@ pub(super) fn label(
         "{votes} votes on {} products in {}\n\n{}",
         products.len(),
         label.votes.display(),
-        output::table(&header, &rows)
+        text::table(&header, &rows)
     ))
 }

@@ -3,7 +3,6 @@
 mod aggregate;
 mod ask;
 mod bench;
-mod output;
 
 use std::path::PathBuf;
 
@@ -63,9 +62,7 @@ pub fn run(cli: &Cli) -> Result<String> {
         Verb::Merge(merge) => aggregate::merge(merge, args),
         Verb::Eval(eval) => aggregate::eval(eval, args, &resolved),
         Verb::Bench => bench::bench(args, &resolved),
-        Verb::Config { schema: true } => output::json(resolved.json_schema()),
-        Verb::Config { schema: false } if args.json => output::json(&resolved.to_json()),
-        Verb::Config { schema: false } => Ok(resolved.to_toml()),
+        Verb::Config { schema } => cli::config(args, &resolved, *schema),
     }
 }
 
@@ -93,11 +90,7 @@ fn resolve(args: &CommonArgs) -> Result<Resolved<Config>> {
 }
 
 fn assets_of(args: &CommonArgs) -> assets::Assets {
-    let mut options = assets::AssetOptions::from_env();
-    if let Some(mirror) = &args.assets {
-        options.mirror = Some(mirror.clone());
-    }
-    options.offline |= args.offline;
+    let options = assets::AssetOptions::from_flags(args.assets.as_deref(), args.offline);
     assets::Assets::new(options)
 }
 

@@ -191,6 +191,16 @@ impl AssetOptions {
         }
         options
     }
+
+    /// [`from_env`](Self::from_env) with the flags `--assets` and `--offline` laid over it.
+    pub fn from_flags(mirror: Option<&Path>, offline: bool) -> Self {
+        let mut options = Self::from_env();
+        if let Some(mirror) = mirror {
+            options.mirror = Some(mirror.to_owned());
+        }
+        options.offline |= offline;
+        options
+    }
 }
 
 fn env_path(name: &str) -> Option<PathBuf> {

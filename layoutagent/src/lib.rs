@@ -1,0 +1,1 @@
+//! LayoutAgent (arXiv 2509.22720).

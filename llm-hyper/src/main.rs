@@ -1,0 +1,3 @@
+//! Command line of `llm-hyper`.
+
+fn main() {}

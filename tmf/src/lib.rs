@@ -1,0 +1,1 @@
+//! Triple Modality Fusion (arXiv 2410.12228).

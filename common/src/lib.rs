@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | tensor | [`runtime`], [`rng`], [`ops`], [`nn`], [`lm`], [`optim`], [`checkpoint`] | what trains |
 //! | pretrained | [`assets`], [`gguf`], [`tokenizer`], [`weights`], [`llm`], [`encode`] | what is loaded |
-//! | data | [`data`], [`metrics`], [`stats`], [`logistic`] | what is measured |
+//! | data | [`data`], [`metrics`], [`stats`], [`logistic`], [`graph`] | what is measured |
 //! | report | [`report`], [`run`], [`cli`] | what is shown |
 //!
 //! Arrows run one way: report → data → error and pretrained → tensor → error.
@@ -25,7 +25,7 @@ pub mod testing;
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
 
-pub use data::{logistic, metrics, stats};
+pub use data::{graph, logistic, metrics, stats};
 pub use error::{Error, Result};
 pub use pretrained::{assets, encode, gguf, llm, tokenizer, weights};
 pub use report::{cli, run};

@@ -11,8 +11,10 @@
 //! # }
 //! ```
 
+pub mod graph;
 pub mod logistic;
 pub mod metrics;
+pub mod movielens;
 mod read;
 pub mod split;
 pub mod stats;

@@ -5,6 +5,8 @@
 //! disk and then renamed, so a folder of the final name is complete or damaged from outside; the
 //! manifest tells which. [`Checkpoints::latest`] falls back to the one before.
 
+mod trained;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
+
+pub use trained::{Outcome, Trained};
 
 const TENSORS: &str = "tensors.safetensors";
 const STATE: &str = "state.json";

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::data::movielens::MovieLens;
 use common::data::{self, Duplicates, Format, ReadOptions, Table, Values};
 use common::rng::Seed;
 use common::testing::{Expect, Need, asset_or_skip, bad_tables};
@@ -361,4 +362,53 @@ fn clothing_reviews_have_the_documented_counts() {
     assert_eq!(counts, [1_206, 3, 6, 20]);
     let ages = table.column("Age").unwrap().i64s().unwrap();
     assert!(ages.iter().all(|age| (18..=99).contains(age)));
+}
+
+#[test]
+fn movielens_has_its_published_counts() {
+    let Some(path) = asset_or_skip("ml-100k", "ml-100k.inter") else { return };
+    let Some(folder) = path.parent() else { panic!("{path:?}") };
+    for name in ["ml-100k.item", "ml-100k.user", "ml-100k.kg", "ml-100k.link"] {
+        if asset_or_skip("ml-100k", name).is_none() {
+            return;
+        }
+    }
+    let data = MovieLens::read(folder).unwrap();
+    let counts = (data.ratings.len(), data.users.len(), data.movies.len(), data.facts.len());
+    assert_eq!(counts, (100_000, 943, 1_682, 91_631));
+    assert_eq!(data.movies.iter().filter(|movie| movie.entity.is_some()).count(), 1_598);
+    assert_eq!(data.movies.iter().filter(|movie| movie.year.is_none()).count(), 2);
+    assert!(data.ratings.is_sorted_by_key(|rating| rating.time));
+    let stars = |n| data.ratings.iter().filter(|rating| rating.stars == n).count();
+    assert_eq!([1, 2, 3, 4, 5].map(stars), [6_110, 11_370, 27_145, 34_174, 21_201]);
+    let toy_story = &data.movies[0];
+    assert_eq!((toy_story.title.as_str(), toy_story.year), ("Toy Story", Some(1995)));
+    assert_eq!(toy_story.genres, ["Animation", "Children's", "Comedy"]);
+}
+
+#[test]
+fn movielens_names_the_row_of_an_unknown_user() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| drop(file(&folder, name, text));
+    write(
+        "ml-100k.item",
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tA\t1990\tDrama\n",
+    );
+    write(
+        "ml-100k.user",
+        "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n3\t30\tF\twriter\t1\n",
+    );
+    write("ml-100k.link", "item_id:token\tentity_id:token\n7\tm.1\n");
+    write("ml-100k.kg", "head_id:token\trelation_id:token\ttail_id:token\nm.1\tr\tm.2\n");
+    write(
+        "ml-100k.inter",
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n3\t7\t4\t5\n4\t7\t4\t6\n",
+    );
+    let error = MovieLens::read(folder.path()).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    let text = error.to_string();
+    assert!(
+        text.contains("ml-100k.inter") && text.contains("user_id") && text.contains('3'),
+        "{text}"
+    );
 }

@@ -9,13 +9,13 @@ use common::{Error, Result, stats};
 use serde::Serialize;
 use serde_json::json;
 
-use common::cli::text::{self, percent};
 use crate::config::Config;
 use crate::data::{AttributeVotes, Gold, read_gold, read_votes};
 use crate::ensemble::{Ensemble, Prediction};
 use crate::eval;
 use crate::train::{self, Evidence, Method};
 use crate::votes::{Label, Votes};
+use common::cli::text::{self, percent};
 
 /// Flags of `fit`.
 #[derive(Debug, clap::Args)]

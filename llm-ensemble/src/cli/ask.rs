@@ -6,11 +6,11 @@ use common::cli::{CommonArgs, Resolved};
 use common::{Error, Result};
 use serde_json::json;
 
-use common::cli::text;
 use crate::config::Config;
 use crate::data::{Schema, read_products};
 use crate::label;
 use crate::labelers::{Builder, build};
+use common::cli::text;
 
 /// Flags of `label`.
 #[derive(Debug, clap::Args)]

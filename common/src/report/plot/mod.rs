@@ -12,12 +12,14 @@
 mod axis;
 mod bars;
 mod canvas;
+mod graph;
 mod heatmap;
 mod points;
 
 use super::Role;
 
 pub use bars::{Bar, Series, bars, grouped_bars, row_bars};
+pub use graph::{GraphEdge, GraphNode, layered_graph};
 pub use heatmap::heatmap;
 pub use points::{Line, Point, lines, reliability, scatter};
 

@@ -1,0 +1,117 @@
+//! Trained tensors kept by what they were trained from.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use super::Checkpoints;
+use crate::files::atomic_write;
+use crate::{Error, Result};
+
+/// A folder of trained models, each found again by a hash of everything that its training depends
+/// on.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    folder: PathBuf,
+}
+
+/// What a training yields: its tensors by name and a history (losses, seconds, scores).
+pub type Outcome<H> = (BTreeMap<String, Tensor>, H);
+
+impl Trained {
+    /// The models kept in `folder`; [`crate::assets::AssetOptions::cache`] is the usual parent.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    /// The tensors and the history that `train` gave for `key` earlier, or gives now.
+    ///
+    /// `key` holds all that the result depends on: config, seed, a fingerprint of the data, and a
+    /// number that is raised whenever the training code changes. `train` gets a folder of its own
+    /// for [`Checkpoints`] and may resume from what a killed process left there. A kept model that
+    /// is damaged is trained again.
+    ///
+    /// # Errors
+    /// Those of `train`, [`Error::Io`], [`Error::Bug`] when `key` or the history can't be JSON.
+    pub fn get_or_train<K: Serialize, H: Serialize + DeserializeOwned>(
+        &self,
+        name: &str,
+        key: &K,
+        train: impl FnOnce(&Path) -> Result<Outcome<H>>,
+    ) -> Result<Outcome<H>> {
+        let key = serde_json::to_string_pretty(key)
+            .map_err(|error| Error::Bug(format!("key of {name}: {error}")))?;
+        let digest = Sha256::digest(&key);
+        let hash: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let folder = self.folder.join(format!("{name}-{hash}"));
+        let finished = Checkpoints::open(&folder.join("finished"))?;
+        match finished.latest() {
+            Ok(Some(kept)) => return Ok((kept.tensors, kept.state)),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!("{name} is trained again: {error}");
+                let path = folder.join("finished");
+                fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+            }
+        }
+        // for people who wonder what the folder holds
+        atomic_write(&folder.join("key.json"), key.as_bytes())?;
+        let work = folder.join("work");
+        fs::create_dir_all(&work).map_err(Error::io(&work))?;
+        let (tensors, history) = train(&work)?;
+        Checkpoints::open(&folder.join("finished"))?.save(0, &tensors, &history, None)?;
+        fs::remove_dir_all(&work).map_err(Error::io(&work))?;
+        Ok((tensors, history))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn train(value: f32) -> impl FnOnce(&Path) -> Result<Outcome<Vec<f64>>> {
+        move |_| {
+            let tensor = Tensor::from_vec(vec![value; 3], 3, &Device::Cpu)?;
+            Ok((BTreeMap::from([("w".to_owned(), tensor)]), vec![0.5, 0.25]))
+        }
+    }
+
+    fn value(outcome: &Outcome<Vec<f64>>) -> f32 {
+        assert_eq!(outcome.1, [0.5, 0.25]);
+        outcome.0["w"].to_vec1::<f32>().unwrap()[0]
+    }
+
+    #[test]
+    fn a_model_is_trained_once_per_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let trained = Trained::new(folder.path());
+        let get =
+            |key: &str, new: f32| value(&trained.get_or_train("m", &key, train(new)).unwrap());
+        assert_eq!(get("a", 1.0), 1.0);
+        assert_eq!(get("a", 2.0), 1.0);
+        assert_eq!(get("b", 3.0), 3.0);
+        let failed = trained
+            .get_or_train("m", &"c", |_| -> Result<Outcome<Vec<f64>>> { Err(Error::usage("no")) });
+        assert!(failed.is_err());
+        assert_eq!(get("c", 4.0), 4.0);
+    }
+
+    #[test]
+    fn a_damaged_model_is_trained_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let trained = Trained::new(folder.path());
+        trained.get_or_train("m", &1, train(1.0)).unwrap();
+        let kept = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        let tensors = kept.join("finished/step-0000000000/tensors.safetensors");
+        fs::write(tensors, b"damaged").unwrap();
+        assert_eq!(value(&trained.get_or_train("m", &1, train(2.0)).unwrap()), 2.0);
+    }
+}

@@ -333,3 +333,21 @@ fn log_probabilities_of_tokens_sum_to_the_loss() {
     let loss = model.loss(&ids, &ids, Pass::default()).unwrap().to_scalar::<f32>().unwrap();
     assert_close(&[-log_probs.iter().sum::<f32>() / 4.0], &[loss], 1e-5, 0.0);
 }
+
+#[test]
+fn given_inputs_take_the_place_of_the_token_embeddings() {
+    for config in [LmConfig::gpt2(20, 16, 2, 2, 8), LmConfig::llama(20, 16, 2, 2, 8)] {
+        let model = Lm::new(&config, Seed::new(3)).unwrap();
+        let ids = Tensor::new(&[[1u32, 2, 3, 4]], &Device::Cpu).unwrap();
+        let plain = model.logits(&ids, Pass::default()).unwrap();
+        let embedded = model.embedding().forward(&ids).unwrap();
+        let other = Tensor::new(&[[7u32, 7, 7, 7]], &Device::Cpu).unwrap();
+        let pass = || Pass { inputs: Some(&embedded), ..Pass::default() };
+        let given = model.logits(&other, pass()).unwrap();
+        assert_eq!(values(&plain), values(&given));
+        assert_all_grads(&model.loss(&ids, &ids, pass()).unwrap(), model.parameters());
+        let narrow = embedded.narrow(1, 0, 3).unwrap();
+        let pass = Pass { inputs: Some(&narrow), ..Pass::default() };
+        assert!(model.logits(&ids, pass).unwrap_err().to_string().contains("inputs"));
+    }
+}

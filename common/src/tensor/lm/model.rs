@@ -72,6 +72,9 @@ pub struct Pass<'a> {
     pub positions: Option<&'a [Vec<u32>]>,
     /// Keys and values of earlier passes.
     pub cache: Option<&'a mut LmCache>,
+    /// Vectors that the first layer reads in place of the token embeddings, `[batch, tokens,
+    /// hidden]`; the ids then only give the shape, or the labels of a loss.
+    pub inputs: Option<&'a Tensor>,
 }
 
 /// The caches of all layers.
@@ -174,6 +177,11 @@ impl Lm {
         Ok(all)
     }
 
+    /// The table of token embeddings.
+    pub fn embedding(&self) -> &Embedding {
+        &self.embedding
+    }
+
     /// The normalised output of the last layer, `[batch, tokens, hidden]`, for `ids` `[batch,
     /// tokens]`.
     pub fn hidden(&self, ids: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
@@ -197,7 +205,19 @@ impl Lm {
         {
             return Err(Error::Bug(format!("positions do not fit {batch} × {tokens} tokens")));
         }
-        let mut hidden = self.embedding.forward(ids)?;
+        let mut hidden = match pass.inputs {
+            None => self.embedding.forward(ids)?,
+            Some(inputs) if inputs.dims() == [batch, tokens, self.config.hidden_size] => {
+                inputs.clone()
+            }
+            Some(inputs) => {
+                return Err(Error::Bug(format!(
+                    "inputs {:?} for {batch} × {tokens} tokens of width {}",
+                    inputs.dims(),
+                    self.config.hidden_size
+                )));
+            }
+        };
         let rope = match &self.positions {
             Some(table) => {
                 let flat: Vec<u32> = positions.iter().flatten().copied().collect();

@@ -112,6 +112,11 @@ impl Writer {
 impl Lm {
     /// Logits `[batch, tokens, vocabulary]` of a pass over unpadded `ids` that goes through `hooks`.
     pub fn logits_hooked(&self, ids: &Tensor, hooks: &mut dyn Hooks) -> Result<Tensor> {
+        self.head.forward(&self.hidden_hooked(ids, hooks)?)
+    }
+
+    /// [`Lm::hidden`] through `hooks`, for those who need the logits of few positions.
+    pub fn hidden_hooked(&self, ids: &Tensor, hooks: &mut dyn Hooks) -> Result<Tensor> {
         let (_, tokens) = ids.dims2()?;
         if tokens > self.config.max_position_embeddings {
             return Err(Error::data(
@@ -136,8 +141,7 @@ impl Lm {
         for (at, layer) in self.layers.iter().enumerate() {
             hidden = self.layer_hooked(at, layer, hidden, rope.as_ref(), hooks)?;
         }
-        let hidden = hooks.read(Reader::Logits, hidden)?;
-        self.head.forward(&self.norm.forward(&hidden)?)
+        self.norm.forward(&hooks.read(Reader::Logits, hidden)?)
     }
 
     fn layer_hooked(

@@ -125,6 +125,12 @@ impl Lm {
         Self::build(config, Builder::from_tensors(tensors))
     }
 
+    /// A copy with constant weights, without adapters: gradients reach activations only, and a pass
+    /// keeps nothing for the parameters. For attribution and teachers.
+    pub fn frozen(&self) -> Result<Self> {
+        Self::build(&self.config, Builder::from_tensors(self.parameters.tensors()).frozen())
+    }
+
     fn build(config: &LmConfig, mut builder: Builder) -> Result<Self> {
         config.check()?;
         let c = config;
@@ -258,6 +264,11 @@ impl Lm {
         let last = hidden.dim(1)?.checked_sub(1);
         let last = last.ok_or_else(|| Error::usage("no token was given; give at least one"))?;
         self.head.forward(&hidden.narrow(1, last, 1)?.squeeze(1)?)
+    }
+
+    /// Weight `[vocabulary, hidden]` of the output layer, for logits of chosen positions or tokens.
+    pub fn output_weight(&self) -> &Tensor {
+        self.head.weight()
     }
 
     /// Mean cross-entropy of each token's successor; `labels` `[batch, tokens]` are shifted here, and

@@ -16,6 +16,7 @@ mod metrics;
 mod nn;
 mod ops;
 mod optim;
+mod recommend;
 mod report;
 mod tokenizer;
 mod weights;

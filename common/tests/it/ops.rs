@@ -5,7 +5,7 @@
 
 use std::sync::Mutex;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use common::ops::{self, Activation, Isa, Pool, Reduction, RopeStyle, RopeTable};
 use common::rng::Seed;
 use common::testing::{assert_close, golden, golden_json, golden_tensors};
@@ -91,6 +91,17 @@ fn cases() -> Vec<Case> {
                 move |x| activation.compose(&x[0]),
             ));
         }
+        let (steps, wide) = (rows.min(5), 3 * width.min(20));
+        all.push(case(
+            &format!("gru {steps}x{wide}"),
+            vec![
+                normal("gru", &[steps, 2, wide]),
+                (normal("gru weight", &[wide, wide / 3]) * 0.5).unwrap(),
+                normal("gru bias", &[wide]),
+            ],
+            |x| ops::gru(&x[0], &x[1], &x[2]),
+            |x| ops::gru_compose(&x[0], &x[1], &x[2]),
+        ));
         let pair = vec![normal("gate", &[rows, width]), normal("up", &[rows, width])];
         all.push(case(
             &format!("swiglu {rows}x{width}"),
@@ -719,4 +730,19 @@ fn other_types_take_the_composition() {
     let loss = (y.sqr().unwrap()).sum_all().unwrap();
     let gradient = loss.backward().unwrap().get(&x).unwrap().abs().unwrap();
     assert!(gradient.sum_all().unwrap().to_scalar::<f64>().unwrap() > 1e-3);
+}
+
+#[test]
+fn dropout_keeps_the_expectation_and_its_gradient_follows_the_mask() {
+    let x = Var::from_tensor(&Tensor::ones((100, 200), DType::F32, &Device::Cpu).unwrap()).unwrap();
+    let y = ops::dropout(&x, 0.3, &mut Seed::new(1).stream("d")).unwrap();
+    let out = values(&y);
+    let kept = out.iter().filter(|v| **v != 0.0).count() as f64 / out.len() as f64;
+    assert!((kept - 0.7).abs() < 0.02, "{kept}");
+    assert!(out.iter().all(|v| *v == 0.0 || (v - 1.0 / 0.7).abs() < 1e-4));
+    let grads = y.sum_all().unwrap().backward().unwrap();
+    assert_eq!(values(grads.get(&x).unwrap()), out);
+    let again = ops::dropout(&x, 0.3, &mut Seed::new(1).stream("d")).unwrap();
+    assert_eq!(values(&again), out);
+    assert!(ops::dropout(&x, 1.0, &mut Seed::new(1).stream("d")).is_err());
 }

@@ -15,6 +15,8 @@
 //! | [`linear`], [`linear_activation`], [`column_sum`], [`embedding`] | matmul + broadcast_add, `sum(0)`, `index_select` |
 //! | [`cross_entropy`], [`linear_cross_entropy`], [`bce_with_logits`], [`kl_divergence`] | `candle_nn::loss` |
 //! | [`rope`] | `candle_nn::rotary_emb` |
+//! | [`gru`] | `candle_nn::rnn::GRU` step by step |
+//! | [`dropout`] | `candle_nn::ops::dropout`, which can't be seeded |
 //! | [`conv2d`], [`conv_transpose2d`], [`upsample_nearest`], [`upsample_bilinear`], [`avg_pool2d`], [`max_pool2d`] | the same in candle |
 //!
 //! Inputs need not be contiguous (they are copied if they are not). NaN goes through. Results depend
@@ -23,12 +25,14 @@
 mod activation;
 mod attention;
 mod conv;
+mod dropout;
 mod fused;
 pub(crate) mod kernel;
 mod linear;
 mod loss;
 mod math;
 mod norm;
+mod recurrent;
 mod resample;
 mod rope;
 mod softmax;
@@ -38,6 +42,7 @@ pub(crate) use fused::Values;
 pub use activation::{Activation, swiglu, swiglu_compose};
 pub use attention::{AttentionOptions, attention, attention_compose, attention_packed};
 pub use conv::{conv_transpose2d, conv_transpose2d_compose, conv2d, conv2d_compose};
+pub use dropout::dropout;
 pub use kernel::{Isa, force_isa, isa};
 pub use linear::{
     WeightLayout, column_sum, embedding, linear, linear_activation, linear_compose, linear_layout,
@@ -51,6 +56,7 @@ pub use norm::{
     add_per_channel, group_norm, group_norm_compose, layer_norm, layer_norm_compose, rms_norm,
     rms_norm_compose,
 };
+pub use recurrent::{gru, gru_compose};
 pub use resample::{
     Pool, avg_pool2d, avg_pool2d_compose, max_pool2d, max_pool2d_compose, upsample_bilinear,
     upsample_bilinear_compose, upsample_nearest, upsample_nearest_compose,

@@ -1,0 +1,174 @@
+//! Recurrent sequential recommendation with a full softmax.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::check_items;
+use super::training::{
+    HeldOut, TrainOptions, TrainingHistory, last_positions, next_item_loss, pad, score_histories,
+    train,
+};
+use crate::nn::{Builder, Embedding, Init, Linear, Parameters};
+use crate::ops;
+use crate::rng::{Seed, Stream};
+use crate::{Error, Result};
+
+/// | option | default | purpose | range |
+/// |---|---|---|---|
+/// | `width` | 64 | length of an item vector | ≥ 1 |
+/// | `hidden` | 128 | width of the recurrent layer | ≥ 1 |
+/// | `dropout` | 0.3 | of the item vectors | [0, 1) |
+/// | `training` | | see [`TrainOptions`] | |
+///
+/// The sizes are RecBole's defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gru4recOptions {
+    /// See the table.
+    pub width: usize,
+    /// See the table.
+    pub hidden: usize,
+    /// See the table.
+    pub dropout: f64,
+    /// See the table.
+    pub training: TrainOptions,
+}
+
+impl Default for Gru4recOptions {
+    fn default() -> Self {
+        Self { width: 64, hidden: 128, dropout: 0.3, training: TrainOptions::default() }
+    }
+}
+
+/// GRU4Rec ([Hidasi et al. 2016](https://arxiv.org/abs/1511.06939)) in the form of RecBole (after
+/// [Tan et al. 2016](https://arxiv.org/abs/1606.08117)): one GRU layer, a linear map back to the
+/// item vectors, cross-entropy over all items at every position.
+#[derive(Debug, Clone)]
+pub struct Gru4rec {
+    items: Embedding,
+    input: Linear,
+    recurrent: Linear,
+    output: Linear,
+    parameters: Parameters,
+    options: Gru4recOptions,
+    history: TrainingHistory,
+}
+
+impl Gru4rec {
+    fn build(mut builder: Builder, items: usize, options: Gru4recOptions) -> Result<Self> {
+        let Gru4recOptions { width, hidden, training, .. } = options;
+        if width == 0 || hidden == 0 || items == 0 || training.max_length == 0 {
+            return Err(Error::usage(format!(
+                "GRU4Rec over {items} items, width {width}, hidden {hidden}, max_length {}; all \
+                 must be positive",
+                training.max_length
+            )));
+        }
+        let bound = Init::fan_in(hidden);
+        let b = &mut builder;
+        let mut linear = |name: &str, inputs: usize, outputs: usize| {
+            b.within(name, |b| Linear::with_init(b, inputs, outputs, Some(bound), bound))
+        };
+        Ok(Self {
+            input: linear("input", width, 3 * hidden)?,
+            recurrent: linear("recurrent", hidden, 3 * hidden)?,
+            output: linear("output", hidden, width)?,
+            items: b.within("items", |b| Embedding::new(b, items, width, 0.05))?,
+            parameters: builder.finish(),
+            options,
+            history: TrainingHistory::default(),
+        })
+    }
+
+    /// A model over `items` items with random parameters.
+    ///
+    /// # Errors
+    /// Sizes that don't fit.
+    pub fn new(items: usize, options: Gru4recOptions, seed: Seed) -> Result<Self> {
+        Self::build(Builder::seeded(seed), items, options)
+    }
+
+    /// A model with saved parameters (see [`Gru4rec::parameters`]).
+    ///
+    /// # Errors
+    /// Absent tensors or other shapes.
+    pub fn from_tensors(
+        items: usize,
+        options: Gru4recOptions,
+        tensors: BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
+        Self::build(Builder::from_tensors(tensors), items, options)
+    }
+
+    /// Trains on `sequences`; with `valid`, stops early and keeps the best epoch.
+    ///
+    /// # Errors
+    /// Item numbers that are not below `items`, no transition at all, sizes that don't fit.
+    pub fn fit(
+        sequences: &[Vec<u32>],
+        items: usize,
+        valid: &[HeldOut],
+        options: Gru4recOptions,
+        seed: Seed,
+    ) -> Result<Self> {
+        check_items(sequences.iter().map(Vec::as_slice), items)?;
+        let mut model = Self::new(items, options, seed)?;
+        let loss = |batch: &[(&[u32], &[u32])], stream| model.loss(batch, Some(stream));
+        let scores = |histories: &[&[u32]]| model.scores(histories);
+        let training = options.training;
+        model.history = train(sequences, valid, &model.parameters, &training, seed, loss, scores)?;
+        Ok(model)
+    }
+
+    /// Output states `[rows, longest, width]` of padded ids.
+    fn hidden(&self, ids: &Tensor, stream: Option<Stream>) -> Result<Tensor> {
+        let mut x = self.items.forward(&ids.t()?.contiguous()?)?; // (longest, rows, width)
+        if let Some(mut stream) = stream {
+            x = ops::dropout(&x, self.options.dropout, &mut stream)?;
+        }
+        let gates = self.input.forward(&x)?;
+        let (weight, bias) = (self.recurrent.weight(), self.recurrent.bias());
+        let bias = bias.ok_or_else(|| Error::Bug("the recurrent layer has no bias".into()))?;
+        let hidden = ops::gru(&gates, weight, bias)?;
+        Ok(self.output.forward(&hidden)?.transpose(0, 1)?.contiguous()?)
+    }
+
+    /// Mean cross-entropy of windows (inputs, targets of the same length); with a stream, dropout
+    /// draws from it.
+    ///
+    /// # Errors
+    /// Ids that the model does not know.
+    pub fn loss(&self, batch: &[(&[u32], &[u32])], stream: Option<Stream>) -> Result<Tensor> {
+        let (inputs, targets): (Vec<&[u32]>, Vec<&[u32]>) = batch.iter().copied().unzip();
+        let padded = pad(&inputs)?;
+        let hidden = self.hidden(&padded.ids, stream)?;
+        next_item_loss(&hidden, self.items.weight(), &padded.real, &targets)
+    }
+
+    /// One score per item for each history, of which the latest `max_length` items count. Zeros for
+    /// an empty history.
+    ///
+    /// # Errors
+    /// Item numbers that the model does not know.
+    pub fn scores(&self, histories: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let length = self.options.training.max_length;
+        score_histories(histories, length, self.items.weight(), |histories| {
+            let padded = pad(histories)?;
+            let hidden = self.hidden(&padded.ids, None)?.detach();
+            let last = last_positions(histories, padded.ids.dim(1)?)?;
+            Ok(hidden.flatten_to(1)?.index_select(&last, 0)?)
+        })
+    }
+
+    /// The trained tensors.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Loss and validation of each epoch; empty for a model that was not trained here.
+    pub fn history(&self) -> &TrainingHistory {
+        &self.history
+    }
+}

@@ -1,0 +1,226 @@
+//! Self-attentive sequential recommendation with a full softmax.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::check_items;
+use super::training::{
+    HeldOut, TrainOptions, TrainingHistory, last_positions, next_item_loss, pad, score_histories,
+    train,
+};
+use crate::nn::{
+    Attention, AttentionInputs, Builder, Embedding, Heads, Init, LayerNorm, Linear, Mlp, Parameters,
+};
+use crate::ops::{self, Activation};
+use crate::rng::{Seed, Stream};
+use crate::{Error, Result};
+
+/// | option | default | purpose | range |
+/// |---|---|---|---|
+/// | `width` | 64 | length of an item vector | a multiple of `heads` |
+/// | `layers` | 2 | attention blocks | ≥ 1 |
+/// | `heads` | 2 | attention heads | ≥ 1 |
+/// | `inner` | 256 | width of the feed-forward layers | ≥ 1 |
+/// | `dropout` | 0.5 | of embeddings and of what each block adds | [0, 1) |
+/// | `training` | | see [`TrainOptions`] | |
+///
+/// The sizes are RecBole's defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SasrecOptions {
+    /// See the table.
+    pub width: usize,
+    /// See the table.
+    pub layers: usize,
+    /// See the table.
+    pub heads: usize,
+    /// See the table.
+    pub inner: usize,
+    /// See the table.
+    pub dropout: f64,
+    /// See the table.
+    pub training: TrainOptions,
+}
+
+impl Default for SasrecOptions {
+    fn default() -> Self {
+        Self {
+            width: 64,
+            layers: 2,
+            heads: 2,
+            inner: 256,
+            dropout: 0.5,
+            training: TrainOptions::default(),
+        }
+    }
+}
+
+/// SASRec ([Kang and McAuley 2018](https://arxiv.org/abs/1808.09781)) in the form of RecBole:
+/// post-norm blocks with GELU, learned positions, item vectors tied with the output, and
+/// cross-entropy over all items instead of one sampled negative, which is what makes it a strong
+/// baseline. Every position of a window is a target. No dropout of attention weights.
+#[derive(Debug, Clone)]
+pub struct Sasrec {
+    items: Embedding,
+    positions: Tensor,
+    norm: LayerNorm,
+    blocks: Vec<Block>,
+    parameters: Parameters,
+    options: SasrecOptions,
+    history: TrainingHistory,
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    attention: Attention,
+    attention_norm: LayerNorm,
+    mlp: Mlp,
+    mlp_norm: LayerNorm,
+}
+
+impl Sasrec {
+    fn build(mut builder: Builder, items: usize, options: SasrecOptions) -> Result<Self> {
+        let SasrecOptions { width, layers, heads, inner, training, .. } = options;
+        if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
+            return Err(Error::usage(format!(
+                "SASRec of width {width} with {heads} heads; the heads must divide the width"
+            )));
+        }
+        if training.max_length == 0 || items == 0 {
+            return Err(Error::usage(format!(
+                "SASRec over {items} items with max_length {}; both must be positive",
+                training.max_length
+            )));
+        }
+        let normal = Init::Normal(0.02);
+        let linear = |b: &mut Builder, name: &str, inputs: usize, outputs: usize| {
+            let zero = Some(Init::Constant(0.0));
+            b.within(name, |b| Linear::with_init(b, inputs, outputs, zero, normal))
+        };
+        let norm =
+            |b: &mut Builder, name: &str| b.within(name, |b| LayerNorm::new(b, width, 1e-12));
+        let block = |b: &mut Builder| {
+            let qkv = linear(b, "qkv", width, 3 * width)?;
+            let sizes = Heads { heads, kv_heads: heads, dim: width / heads };
+            let attention = Attention::packed(qkv, linear(b, "output", width, width)?, sizes);
+            let up = linear(b, "up", width, inner)?;
+            let mlp = Mlp::new(up, linear(b, "down", inner, width)?, Activation::Gelu);
+            Ok(Block {
+                attention,
+                attention_norm: norm(b, "attention_norm")?,
+                mlp,
+                mlp_norm: norm(b, "mlp_norm")?,
+            })
+        };
+        let b = &mut builder;
+        Ok(Self {
+            items: b.within("items", |b| Embedding::new(b, items, width, 0.02))?,
+            positions: b.tensor("positions", (training.max_length, width), normal)?,
+            norm: norm(b, "norm")?,
+            blocks: (0..layers).map(|at| b.within(at, block)).collect::<Result<_>>()?,
+            parameters: builder.finish(),
+            options,
+            history: TrainingHistory::default(),
+        })
+    }
+
+    /// A model over `items` items with random parameters.
+    ///
+    /// # Errors
+    /// Sizes that don't fit.
+    pub fn new(items: usize, options: SasrecOptions, seed: Seed) -> Result<Self> {
+        Self::build(Builder::seeded(seed), items, options)
+    }
+
+    /// A model with saved parameters (see [`Sasrec::parameters`]).
+    ///
+    /// # Errors
+    /// Absent tensors or other shapes.
+    pub fn from_tensors(
+        items: usize,
+        options: SasrecOptions,
+        tensors: BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
+        Self::build(Builder::from_tensors(tensors), items, options)
+    }
+
+    /// Trains on `sequences`; with `valid`, stops early and keeps the best epoch.
+    ///
+    /// # Errors
+    /// Item numbers that are not below `items`, no transition at all, sizes that don't fit.
+    pub fn fit(
+        sequences: &[Vec<u32>],
+        items: usize,
+        valid: &[HeldOut],
+        options: SasrecOptions,
+        seed: Seed,
+    ) -> Result<Self> {
+        check_items(sequences.iter().map(Vec::as_slice), items)?;
+        let mut model = Self::new(items, options, seed)?;
+        let loss = |batch: &[(&[u32], &[u32])], stream| model.loss(batch, Some(stream));
+        let scores = |histories: &[&[u32]]| model.scores(histories);
+        let training = options.training;
+        model.history = train(sequences, valid, &model.parameters, &training, seed, loss, scores)?;
+        Ok(model)
+    }
+
+    /// Hidden states `[rows, longest, width]` of padded ids.
+    fn hidden(&self, ids: &Tensor, mut stream: Option<Stream>) -> Result<Tensor> {
+        let (_, longest) = ids.dims2()?;
+        let mut drop = |x: Tensor| match &mut stream {
+            Some(stream) => ops::dropout(&x, self.options.dropout, stream),
+            None => Ok(x),
+        };
+        let positions: Vec<u32> = (0..longest as u32).collect();
+        let positions = Tensor::from_vec(positions, longest, &Device::Cpu)?;
+        let positions = ops::embedding(&self.positions, &positions)?;
+        let x = self.items.forward(ids)?.broadcast_add(&positions)?;
+        let mut hidden = drop(self.norm.forward(&x)?)?;
+        for block in &self.blocks {
+            let mixed = drop(block.attention.forward(&hidden, AttentionInputs::default())?)?;
+            hidden = block.attention_norm.forward(&(hidden + mixed)?)?;
+            let mixed = drop(block.mlp.forward(&hidden)?)?;
+            hidden = block.mlp_norm.forward(&(hidden + mixed)?)?;
+        }
+        Ok(hidden)
+    }
+
+    /// Mean cross-entropy of windows (inputs, targets of the same length, at most `max_length`);
+    /// with a stream, dropout draws from it.
+    ///
+    /// # Errors
+    /// Windows that are too long.
+    pub fn loss(&self, batch: &[(&[u32], &[u32])], stream: Option<Stream>) -> Result<Tensor> {
+        let (inputs, targets): (Vec<&[u32]>, Vec<&[u32]>) = batch.iter().copied().unzip();
+        let padded = pad(&inputs)?;
+        let hidden = self.hidden(&padded.ids, stream)?;
+        next_item_loss(&hidden, self.items.weight(), &padded.real, &targets)
+    }
+
+    /// One score per item for each history, of which the latest `max_length` items count. Zeros for
+    /// an empty history.
+    ///
+    /// # Errors
+    /// Item numbers that the model does not know.
+    pub fn scores(&self, histories: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let length = self.options.training.max_length;
+        score_histories(histories, length, self.items.weight(), |histories| {
+            let padded = pad(histories)?;
+            let hidden = self.hidden(&padded.ids, None)?.detach();
+            let last = last_positions(histories, padded.ids.dim(1)?)?;
+            Ok(hidden.flatten_to(1)?.index_select(&last, 0)?)
+        })
+    }
+
+    /// The trained tensors.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Loss and validation of each epoch; empty for a model that was not trained here.
+    pub fn history(&self) -> &TrainingHistory {
+        &self.history
+    }
+}

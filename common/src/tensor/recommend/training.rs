@@ -1,0 +1,416 @@
+//! What the two neural sequence models share: windows of sequences, batches, early stopping.
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::nn::Parameters;
+use crate::optim::{AdamW, AdamWOptions, Workers};
+use crate::rng::{Seed, Stream};
+use crate::{Error, Result, ops};
+
+/// Slices of a batch, whose gradients are added in order: fixed, so that threads change no result.
+const SLICES: usize = 2;
+/// Histories scored at a time.
+const SCORED: usize = 128;
+
+/// A next item that was kept out of training.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldOut {
+    /// The user's training sequence.
+    pub user: usize,
+    /// Items before the target, oldest first.
+    pub history: Vec<u32>,
+    /// The item that came next.
+    pub target: u32,
+}
+
+/// | option | default | purpose | range |
+/// |---|---|---|---|
+/// | `epochs` | 100 | most passes over all sequences | ≥ 1 |
+/// | `batch` | 64 | windows of a step | ≥ 1 |
+/// | `max_length` | 50 | latest items that are looked at | ≥ 1 |
+/// | `learning_rate` | 1e-3 | AdamW's | > 0 |
+/// | `weight_decay` | 0 | AdamW's | ≥ 0 |
+/// | `evaluate_every` | 2 | epochs between validations | ≥ 1 |
+/// | `patience` | 5 | validations without a better NDCG@10 before it stops; 0 = never | |
+/// | `mask_history` | true | whether seen items are left out of the validation ranking | |
+/// | `threads` | 1 | cores; changes no result | ≥ 1 |
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainOptions {
+    /// See the table.
+    pub epochs: usize,
+    /// See the table.
+    pub batch: usize,
+    /// See the table.
+    pub max_length: usize,
+    /// See the table.
+    pub learning_rate: f64,
+    /// See the table.
+    pub weight_decay: f64,
+    /// See the table.
+    pub evaluate_every: usize,
+    /// See the table.
+    pub patience: usize,
+    /// See the table.
+    pub mask_history: bool,
+    /// See the table.
+    pub threads: usize,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            epochs: 100,
+            batch: 64,
+            max_length: 50,
+            learning_rate: 1e-3,
+            weight_decay: 0.0,
+            evaluate_every: 2,
+            patience: 5,
+            mask_history: true,
+            threads: 1,
+        }
+    }
+}
+
+/// One epoch of training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Mean training loss.
+    pub loss: f64,
+    /// NDCG@10 on the held-out items, where it was measured.
+    pub validation: Option<f64>,
+}
+
+/// The course of a training.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TrainingHistory {
+    /// One record per epoch.
+    pub epochs: Vec<EpochRecord>,
+    /// Epoch (from 0) whose parameters were kept.
+    pub best: usize,
+}
+
+/// Remembers the best validation and says when to stop.
+pub(super) struct EarlyStop {
+    patience: usize,
+    best: Option<(usize, f64)>,
+    measured: usize,
+    measured_at_best: usize,
+    last: usize,
+}
+
+impl EarlyStop {
+    pub(super) fn new(patience: usize) -> Self {
+        Self { patience, best: None, measured: 0, measured_at_best: 0, last: 0 }
+    }
+
+    /// Takes in an epoch; whether its validation is the best so far.
+    pub(super) fn improved(&mut self, epoch: usize, validation: Option<f64>) -> bool {
+        self.last = epoch;
+        let Some(value) = validation else { return false };
+        self.measured += 1;
+        let better = self.best.is_none_or(|(_, best)| value > best);
+        if better {
+            self.best = Some((epoch, value));
+            self.measured_at_best = self.measured;
+        }
+        better
+    }
+
+    pub(super) fn stop(&self) -> bool {
+        self.patience > 0 && self.measured - self.measured_at_best >= self.patience
+    }
+
+    /// The best epoch; the last one without validation.
+    pub(super) fn epoch(&self) -> usize {
+        self.best.map_or(self.last, |(epoch, _)| epoch)
+    }
+}
+
+/// `1 / log2(rank + 1)` of the target, 0 below rank 10; ties share the middle rank.
+fn ndcg10(scores: &[f32], target: usize, masked: &[u32]) -> f64 {
+    let own = scores[target];
+    let (mut higher, mut equal) = (0usize, 0usize);
+    for &score in scores {
+        higher += usize::from(score > own);
+        equal += usize::from(score == own);
+    }
+    let mut masked = masked.to_vec();
+    masked.sort_unstable();
+    masked.dedup();
+    for item in masked.into_iter().filter(|&item| item as usize != target) {
+        higher -= usize::from(scores[item as usize] > own);
+        equal -= usize::from(scores[item as usize] == own);
+    }
+    // NaN equals nothing, not even itself
+    let rank =
+        if own.is_nan() { f64::INFINITY } else { 1.0 + higher as f64 + (equal - 1) as f64 / 2.0 };
+    if rank > 10.0 { 0.0 } else { 1.0 / (rank + 1.0).log2() }
+}
+
+pub(super) fn mean_ndcg(
+    valid: &[HeldOut],
+    mask: bool,
+    scores: impl Fn(&HeldOut) -> Vec<f32>,
+) -> f64 {
+    let sum: f64 = valid
+        .iter()
+        .map(|held| {
+            let masked = if mask { &held.history[..] } else { &[] };
+            ndcg10(&scores(held), held.target as usize, masked)
+        })
+        .sum();
+    sum / valid.len() as f64
+}
+
+/// Mean NDCG@10 of held-out items over the full catalogue, what early stopping looks at: `scores`
+/// answers one score per item for each history; `mask` leaves the history's items out of the
+/// ranking. Ties share the middle rank.
+pub fn validation_ndcg(
+    valid: &[HeldOut],
+    mask: bool,
+    scores: impl Fn(&[&[u32]]) -> Result<Vec<Vec<f32>>>,
+) -> Result<f64> {
+    let mut sum = 0.0;
+    for part in valid.chunks(SCORED) {
+        let histories: Vec<&[u32]> = part.iter().map(|held| held.history.as_slice()).collect();
+        for (held, scores) in part.iter().zip(scores(&histories)?) {
+            let masked = if mask { &held.history[..] } else { &[] };
+            sum += ndcg10(&scores, held.target as usize, masked);
+        }
+    }
+    Ok(sum / valid.len() as f64)
+}
+
+/// Sequences side by side, filled up at the end with item 0, which nothing looks at.
+pub(super) struct Padded {
+    /// `[rows, longest]`
+    pub(super) ids: Tensor,
+    /// Row-major positions of the real items in `ids`, `[items]`.
+    pub(super) real: Tensor,
+}
+
+/// `sequences` must hold an item.
+pub(super) fn pad(sequences: &[&[u32]]) -> Result<Padded> {
+    let longest = sequences.iter().map(|sequence| sequence.len()).max().unwrap_or(0);
+    let mut ids = vec![0u32; sequences.len() * longest];
+    let mut real = Vec::new();
+    for (row, sequence) in sequences.iter().enumerate() {
+        let first = row * longest;
+        ids[first..first + sequence.len()].copy_from_slice(sequence);
+        real.extend((first..first + sequence.len()).map(|at| at as u32));
+    }
+    let count = real.len();
+    Ok(Padded {
+        ids: Tensor::from_vec(ids, (sequences.len(), longest), &Device::Cpu)?,
+        real: Tensor::from_vec(real, count, &Device::Cpu)?,
+    })
+}
+
+/// Mean cross-entropy of the next items under `hidden · itemsᵀ`; `hidden` `[rows, longest, width]`.
+pub(super) fn next_item_loss(
+    hidden: &Tensor,
+    items: &Tensor,
+    real: &Tensor,
+    targets: &[&[u32]],
+) -> Result<Tensor> {
+    let rows = ops::embedding(&hidden.flatten_to(1)?, real)?;
+    let targets: Vec<u32> = targets.iter().flat_map(|targets| targets.iter().copied()).collect();
+    let count = targets.len();
+    let targets = Tensor::from_vec(targets, count, &Device::Cpu)?;
+    Ok(ops::linear_cross_entropy(&rows, items, None, &targets)?)
+}
+
+/// Scores of every history's last position, `SCORED` at a time; zeros for an empty history.
+/// `last_hidden` answers `[rows, width]` for non-empty histories.
+pub(super) fn score_histories(
+    histories: &[&[u32]],
+    max_length: usize,
+    item_vectors: &Tensor,
+    last_hidden: impl Fn(&[&[u32]]) -> Result<Tensor>,
+) -> Result<Vec<Vec<f32>>> {
+    let items = item_vectors.dim(0)?;
+    super::check_items(histories.iter().copied(), items)?;
+    let mut all = Vec::with_capacity(histories.len());
+    for part in histories.chunks(SCORED) {
+        let known: Vec<&[u32]> = part
+            .iter()
+            .filter(|history| !history.is_empty())
+            .map(|history| &history[history.len().saturating_sub(max_length)..])
+            .collect();
+        let scores = match known.is_empty() {
+            true => Vec::new(),
+            false => ops::linear(&last_hidden(&known)?, &item_vectors.detach(), None)?.to_vec2()?,
+        };
+        let mut scores = scores.into_iter();
+        for history in part {
+            let scored = if history.is_empty() { None } else { scores.next() };
+            all.push(scored.unwrap_or_else(|| vec![0.0; items]));
+        }
+    }
+    Ok(all)
+}
+
+/// Flat positions of the last item of each padded sequence.
+pub(super) fn last_positions(sequences: &[&[u32]], longest: usize) -> Result<Tensor> {
+    let last: Vec<u32> = sequences
+        .iter()
+        .enumerate()
+        .map(|(row, sequence)| (row * longest + sequence.len() - 1) as u32)
+        .collect();
+    Ok(Tensor::from_vec(last, sequences.len(), &Device::Cpu)?)
+}
+
+/// Inputs and targets of one epoch: each sequence is cut into windows of at most `max_length`
+/// inputs, the first cut at a random place, so that every item is predicted once an epoch and with
+/// contexts of all lengths.
+fn windows<'a>(
+    sequences: &'a [Vec<u32>],
+    max_length: usize,
+    stream: &mut Stream,
+) -> Vec<(&'a [u32], &'a [u32])> {
+    let mut all = Vec::new();
+    for sequence in sequences.iter().filter(|sequence| sequence.len() > 1) {
+        let last = sequence.len() - 1;
+        let mut first = 0;
+        let mut end = if last <= max_length { last } else { 1 + stream.below(max_length) };
+        while first < last {
+            all.push((&sequence[first..end], &sequence[first + 1..end + 1]));
+            first = end;
+            end = (end + max_length).min(last);
+        }
+    }
+    all
+}
+
+/// Trains `parameters` on next items. `loss` is the mean loss of windows (inputs, targets) with the
+/// stream of their dropout; `scores` ranks for validation. Leaves the best epoch's parameters.
+pub(super) fn train(
+    sequences: &[Vec<u32>],
+    valid: &[HeldOut],
+    parameters: &Parameters,
+    options: &TrainOptions,
+    seed: Seed,
+    loss: impl Fn(&[(&[u32], &[u32])], Stream) -> Result<Tensor> + Sync,
+    scores: impl Fn(&[&[u32]]) -> Result<Vec<Vec<f32>>> + Sync,
+) -> Result<TrainingHistory> {
+    if sequences.iter().all(|sequence| sequence.len() < 2) {
+        return Err(Error::data(
+            format!("{} sequences without two items in a row", sequences.len()),
+            "at least one transition to learn from",
+        ));
+    }
+    let workers = Workers::new(options.threads)?;
+    let adamw = AdamWOptions { weight_decay: options.weight_decay, ..AdamWOptions::default() };
+    let mut optimiser = AdamW::new(parameters, adamw);
+    let mut history = TrainingHistory::default();
+    let mut best = EarlyStop::new(options.patience);
+    let mut kept = None;
+    for epoch in 0..options.epochs {
+        let mut stream = seed.stream(&format!("shuffle/epoch-{epoch}"));
+        let mut windows = windows(sequences, options.max_length, &mut stream);
+        stream.shuffle(&mut windows);
+        // windows of like length share a batch, which saves padding
+        let batch = options.batch.max(1);
+        windows.chunks_mut(8 * batch).for_each(|part| part.sort_by_key(|(inputs, _)| inputs.len()));
+        let mut batches: Vec<_> = windows.chunks(batch).collect();
+        stream.shuffle(&mut batches);
+        let (mut sum, mut count) = (0.0, 0usize);
+        for (step, batch) in batches.into_iter().enumerate() {
+            let parts: Vec<_> = batch.chunks(batch.len().div_ceil(SLICES)).collect();
+            let targets = |part: &[(&[u32], &[u32])]| -> usize {
+                part.iter().map(|(_, targets)| targets.len()).sum()
+            };
+            let all = targets(batch);
+            let slice_loss = |slice: usize| {
+                let stream = seed.stream(&format!("dropout/{epoch}/{step}/{slice}"));
+                let share = targets(parts[slice]) as f64 / all as f64;
+                Ok((loss(parts[slice], stream)? * share)?)
+            };
+            let (loss, gradients) = workers.gradients(parameters, parts.len(), slice_loss)?;
+            if !loss.is_finite() {
+                return Err(Error::data(
+                    format!("a training loss of {loss} in epoch {epoch}"),
+                    "a finite loss; lower the learning rate",
+                ));
+            }
+            optimiser.step(&gradients, options.learning_rate)?;
+            sum += loss * all as f64;
+            count += all;
+        }
+        let measure = !valid.is_empty()
+            && ((epoch + 1) % options.evaluate_every.max(1) == 0 || epoch + 1 == options.epochs);
+        let validation = if measure {
+            let halves: Vec<&[HeldOut]> = valid.chunks(valid.len().div_ceil(SLICES)).collect();
+            let parts = workers.map(halves.len(), |half| {
+                let mean = validation_ndcg(halves[half], options.mask_history, &scores)?;
+                Ok(mean * halves[half].len() as f64)
+            })?;
+            Some(parts.iter().sum::<f64>() / valid.len() as f64)
+        } else {
+            None
+        };
+        let record = EpochRecord { loss: sum / count as f64, validation };
+        tracing::debug!(epoch, loss = record.loss, validation, "trained");
+        history.epochs.push(record);
+        if best.improved(epoch, validation) {
+            let copies = parameters.tensors().into_iter();
+            kept = Some(
+                copies.map(|(name, tensor)| Ok((name, tensor.copy()?))).collect::<Result<_>>()?,
+            );
+        }
+        if best.stop() {
+            break;
+        }
+    }
+    if let Some(kept) = kept {
+        parameters.load(&kept)?;
+    }
+    history.best = best.epoch();
+    Ok(history)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_predict_every_item_once() {
+        let sequences: Vec<Vec<u32>> = vec![(0..23).collect(), vec![5], vec![7, 8]];
+        let mut stream = Seed::new(1).stream("w");
+        for _ in 0..20 {
+            let windows = windows(&sequences, 5, &mut stream);
+            let targets: Vec<u32> = windows.iter().flat_map(|(_, t)| t.to_vec()).collect();
+            assert_eq!(targets, (1..23).chain([8]).collect::<Vec<_>>());
+            assert!(windows.iter().all(|(i, t)| i.len() == t.len() && i.len() <= 5));
+            assert!(windows.iter().all(|(i, t)| i[1..] == t[..t.len() - 1]));
+        }
+    }
+
+    #[test]
+    fn ndcg_by_hand() {
+        let scores = [0.5, 0.9, 0.1, 0.5];
+        assert_eq!(ndcg10(&scores, 1, &[]), 1.0);
+        // ranks 2 and 3 are shared
+        assert_eq!(ndcg10(&scores, 0, &[]), 1.0 / 3.5f64.log2());
+        assert_eq!(ndcg10(&scores, 0, &[1, 3, 1]), 1.0);
+        assert_eq!(ndcg10(&[f32::NAN, 1.0], 0, &[]), 0.0);
+    }
+
+    #[test]
+    fn patience_counts_validations() {
+        let mut stop = EarlyStop::new(2);
+        let mut stopped = Vec::new();
+        for (epoch, value) in
+            [Some(0.1), None, Some(0.3), None, Some(0.2), None, Some(0.3)].into_iter().enumerate()
+        {
+            stop.improved(epoch, value);
+            stopped.push(stop.stop());
+        }
+        assert_eq!(stopped, [false, false, false, false, false, false, true]);
+        assert_eq!(stop.epoch(), 2);
+    }
+}

@@ -11,7 +11,8 @@ use crate::{Error, Result};
 /// The data set. Users and movies are numbered from 0 in the order of their ids.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MovieLens {
-    /// Ascending by time, then user, then movie.
+    /// Ascending by time, then user; several of one second stay in the file's order. Ordered by
+    /// movie, the last of them would be the one with the highest and so least popular id.
     pub ratings: Vec<Rating>,
     /// By number.
     pub movies: Vec<Movie>,
@@ -120,7 +121,7 @@ fn ratings(
             time: times.cell(row).f64()? as i64,
         });
     }
-    ratings.sort_by_key(|rating| (rating.time, rating.user, rating.movie));
+    ratings.sort_by_key(|rating| (rating.time, rating.user));
     Ok(ratings)
 }
 

@@ -1,0 +1,3 @@
+//! Data: generated worlds, NSR-1K, scene files and the hand-written product scenes.
+
+pub mod worlds;

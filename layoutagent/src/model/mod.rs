@@ -1,0 +1,6 @@
+//! The equations of the layout stage: schedule, relation networks, samplers, hinge energies.
+
+pub mod denoiser;
+pub mod energy;
+pub mod sampler;
+pub mod schedule;

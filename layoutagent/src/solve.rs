@@ -1,0 +1,277 @@
+//! Solvers: from a problem to verified layouts (specification §3.6, §3.7).
+
+use common::rng::{Seed, Stream};
+use common::{Result, optim::Workers};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::layout::{Edge, Problem};
+use crate::model::energy::Energy;
+use crate::model::sampler::{SampleConfig, Sampler};
+use crate::relations::violations;
+
+/// How layouts are found.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Solver {
+    /// Compositional diffusion: the paper's.
+    Learned,
+    /// Hinge energies and Langevin noise, nothing learned.
+    Analytic,
+    /// A learned sample, moved onto the constraints by the energies.
+    #[default]
+    Hybrid,
+    /// Random placement, object by object, until its relations hold.
+    Reject,
+}
+
+impl Solver {
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Learned => "learned",
+            Self::Analytic => "analytic",
+            Self::Hybrid => "hybrid",
+            Self::Reject => "reject",
+        }
+    }
+
+    /// Whether it needs the relation networks.
+    pub fn is_learned(self) -> bool {
+        matches!(self, Self::Learned | Self::Hybrid)
+    }
+}
+
+/// Options of the solvers. Defaults of the analytic one are the prototype's (specification §3.7).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SolveConfig {
+    /// Which solver.
+    pub solver: Solver,
+    /// Layouts per problem.
+    pub candidates: usize,
+    /// Reverse diffusion and inner steps of the learned solver.
+    pub sample: SampleConfig,
+    /// Gradient steps of the analytic solver.
+    pub steps: usize,
+    /// Their size.
+    pub step_size: f64,
+    /// Langevin noise at the first step; falls to 0 at 80 % of the steps.
+    pub noise: f64,
+    /// Gradient steps after a learned sample (hybrid).
+    pub refine_steps: usize,
+    /// Tries per object of the rejection solver; 50 in the reference.
+    pub tries: usize,
+}
+
+impl Default for SolveConfig {
+    fn default() -> Self {
+        Self {
+            solver: Solver::Hybrid,
+            candidates: 10,
+            sample: SampleConfig::default(),
+            steps: 400,
+            step_size: 0.15,
+            noise: 0.12,
+            refine_steps: 100,
+            tries: 50,
+        }
+    }
+}
+
+/// One layout with the verdict of the symbolic checker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// Centres of the objects.
+    pub centers: Vec<[f64; 2]>,
+    /// Relations that do not hold; empty = verified.
+    pub violated: Vec<Edge>,
+}
+
+impl Candidate {
+    /// Checks a layout.
+    pub fn judged(problem: &Problem, mut centers: Vec<[f64; 2]>) -> Self {
+        problem.impose_locks(&mut centers);
+        let violated = violations(problem, &problem.rects(&centers));
+        Self { centers, violated }
+    }
+
+    /// Whether every relation holds.
+    pub fn is_verified(&self) -> bool {
+        self.violated.is_empty()
+    }
+}
+
+/// `config.candidates` layouts of each problem, in the order in which they were drawn. `problems`
+/// come with an id that names their noise. The learned solvers need a `sampler`.
+///
+/// # Errors
+/// [`common::Error::Bug`] without the sampler; interrupts.
+pub fn solve(
+    problems: &[(&Problem, u64)],
+    config: &SolveConfig,
+    sampler: Option<&Sampler>,
+    seed: Seed,
+    workers: &Workers,
+) -> Result<Vec<Vec<Candidate>>> {
+    let groups = group(problems, if config.solver.is_learned() { LEARNED_ROWS } else { 1 });
+    let solved = workers.map(groups.len(), |index| {
+        let group = &groups[index];
+        let layouts = match config.solver {
+            Solver::Learned | Solver::Hybrid => {
+                let sampler = sampler.ok_or_else(|| {
+                    common::Error::Bug("a learned solver without relation networks".into())
+                })?;
+                sampler.sample(group, config.candidates, &config.sample, seed)?
+            }
+            Solver::Analytic | Solver::Reject => group
+                .iter()
+                .map(|(problem, id)| {
+                    (0..config.candidates)
+                        .map(|chain| {
+                            let mut stream = seed.stream(&format!("start/{id}/{chain}"));
+                            match config.solver {
+                                Solver::Reject => reject(problem, config.tries, &mut stream),
+                                _ => langevin(problem, config, &mut stream),
+                            }
+                        })
+                        .collect()
+                })
+                .collect(),
+        };
+        let judged = group.iter().zip(layouts).map(|((problem, _), chains)| {
+            let finish = |mut centers: Vec<[f64; 2]>| {
+                if config.solver == Solver::Hybrid {
+                    descend(problem, &mut centers, config.refine_steps, config.step_size);
+                }
+                Candidate::judged(problem, centers)
+            };
+            chains.into_iter().map(finish).collect::<Vec<_>>()
+        });
+        common::run::check_interrupt()?;
+        Ok(judged.collect::<Vec<_>>())
+    })?;
+    Ok(solved.into_iter().flatten().collect())
+}
+
+/// Objects above which a problem counts as a crowd.
+const CROWD: usize = 8;
+
+/// Relations of the problems that one batch of chains holds.
+const LEARNED_ROWS: usize = 300;
+
+/// Neighbouring problems with about `rows` relations together.
+fn group<'a>(problems: &'a [(&'a Problem, u64)], rows: usize) -> Vec<&'a [(&'a Problem, u64)]> {
+    let mut groups = Vec::new();
+    let (mut start, mut count) = (0, 0);
+    for (index, (problem, _)) in problems.iter().enumerate() {
+        count += problem.edges.len().max(1);
+        if count >= rows {
+            groups.push(&problems[start..=index]);
+            (start, count) = (index + 1, 0);
+        }
+    }
+    if start < problems.len() {
+        groups.push(&problems[start..]);
+    }
+    groups
+}
+
+/// Candidates best first: fewest broken relations, then the balance of the picture (distance of
+/// the area-weighted mean centre from the frame's centre). Stable.
+pub fn rank(problem: &Problem, candidates: &mut [Candidate]) {
+    let balance = |candidate: &Candidate| {
+        let (mut sum, mut area) = ([0.0; 2], 0.0);
+        for (center, size) in candidate.centers.iter().zip(&problem.sizes) {
+            let weight = size[0] * size[1];
+            area += weight;
+            sum = [sum[0] + weight * center[0], sum[1] + weight * center[1]];
+        }
+        (sum[0] / area).hypot(sum[1] / area)
+    };
+    candidates.sort_by(|a, b| {
+        let key = a.violated.len().cmp(&b.violated.len());
+        key.then_with(|| balance(a).total_cmp(&balance(b)))
+    });
+}
+
+/// Random centres, as the diffusion's start: 0.5 · N(0, 1) in pose units, so it scales with the
+/// frame.
+fn start(problem: &Problem, stream: &mut Stream) -> Vec<[f64; 2]> {
+    let mut centers: Vec<[f64; 2]> = (0..problem.len())
+        .map(|_| problem.frame.from_pose([0.5 * stream.normal(), 0.5 * stream.normal()]))
+        .collect();
+    problem.impose_locks(&mut centers);
+    centers
+}
+
+/// The analytic solver: gradient descent on the hinge energies with noise that fades out.
+pub fn langevin(problem: &Problem, config: &SolveConfig, stream: &mut Stream) -> Vec<[f64; 2]> {
+    let mut centers = start(problem, stream);
+    let mut energy = Energy::default();
+    // Crowds get more steps, and their objects pass through each other at first.
+    let steps = config.steps * problem.len().div_ceil(CROWD).min(5);
+    let total = steps.max(1) as f64;
+    for step in 0..steps {
+        let done = step as f64 / total;
+        let noise = if done < 0.8 { config.noise * (1.0 - done).powi(2) } else { 0.0 };
+        energy.separation = if problem.len() > CROWD { (2.0 * done).min(1.0) } else { 1.0 };
+        energy.compute(problem, &centers);
+        if energy.value == 0.0 && energy.separation == 1.0 {
+            break;
+        }
+        energy.step(&mut centers, config.step_size);
+        if noise > 0.0 {
+            for center in &mut centers {
+                *center = center.map(|v| v + noise * stream.normal());
+            }
+            problem.impose_locks(&mut centers);
+        }
+    }
+    centers
+}
+
+/// Gradient descent on the hinge energies without noise, until all hold or `steps` are done.
+pub fn descend(problem: &Problem, centers: &mut [[f64; 2]], steps: usize, step_size: f64) {
+    let mut energy = Energy::default();
+    for _ in 0..steps {
+        energy.compute(problem, centers);
+        if energy.value == 0.0 {
+            return;
+        }
+        energy.step(centers, step_size);
+    }
+}
+
+/// Sequential rejection sampling: each object is placed uniformly in the frame, up to `tries`
+/// times, until its relations with the frame and the objects before it hold.
+pub fn reject(problem: &Problem, tries: usize, stream: &mut Stream) -> Vec<[f64; 2]> {
+    let mut centers = vec![[0.0; 2]; problem.len()];
+    problem.impose_locks(&mut centers);
+    for object in 0..problem.len() {
+        if problem.locked[object].is_some() {
+            continue;
+        }
+        let own: Vec<&Edge> = problem
+            .edges
+            .iter()
+            .filter(|edge| {
+                let last = edge.b.map_or(edge.a, |b| b.max(edge.a));
+                last == object
+            })
+            .collect();
+        let [w, h] = problem.sizes[object];
+        let room = [(problem.frame.width - w).max(0.0), (problem.frame.height - h).max(0.0)];
+        for _ in 0..tries.max(1) {
+            let place = [0, 1].map(|axis| room[axis] * (stream.uniform() - 0.5));
+            centers[object] = place;
+            let rects = problem.rects(&centers);
+            if own.iter().all(|e| crate::relations::edge_holds(problem.frame, &rects, e)) {
+                break;
+            }
+        }
+    }
+    centers
+}

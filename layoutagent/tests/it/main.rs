@@ -1,0 +1,7 @@
+//! Integration tests of `layoutagent`.
+
+#![allow(clippy::unwrap_used)]
+
+mod goldens;
+mod relations;
+mod solvers;

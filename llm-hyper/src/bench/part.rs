@@ -1,0 +1,582 @@
+//! One data set: library, baselines, the LLM's weights, blend, controls, rows and figures.
+
+use common::metrics::calibration::Platt;
+use common::metrics::reliability_bins;
+use common::report::plot::{self, Bar, Labels};
+use common::report::{Figure, Report, Role, Row};
+use common::rng::Seed;
+use common::{Result, stats};
+
+use super::llm::BenchLlm;
+use super::{Context, base, controls, warm};
+use crate::baselines::RidgeMap;
+use crate::blend::{Blend, Example};
+use crate::config::{Config, Encoder, Mode, RetrievalConfig};
+use crate::data::{Ad, ColdSplit, Dataset};
+use crate::eval::{METRICS, TestSet};
+use crate::generate::{Found, Generator};
+use crate::library::Library;
+use crate::model::logit::{dot, logit, sigmoid};
+use crate::model::residual::Residual;
+use crate::train;
+use crate::writer::Writer;
+
+/// Weights of one source for every cold ad, with calibrated intercepts.
+#[derive(Debug, Clone)]
+pub(super) struct Models {
+    pub(super) weights: Vec<Vec<f64>>,
+    pub(super) biases: Vec<f64>,
+}
+
+/// One line of the table.
+pub(super) struct Method {
+    pub(super) name: String,
+    pub(super) role: Role,
+    pub(super) note: String,
+    /// Logit per test row.
+    pub(super) logits: Vec<f64>,
+    /// Weights, where the method has them.
+    pub(super) models: Option<Models>,
+}
+
+/// The LLM's answers about some ads.
+pub(super) struct Written {
+    /// Before Eq. 5.
+    pub(super) raw: Vec<Vec<f64>>,
+    /// After Eq. 5.
+    pub(super) weights: Vec<Vec<f64>>,
+    pub(super) spent: super::llm::Counts,
+}
+
+/// Retired ads treated as cold.
+struct AsCold {
+    examples: Vec<Example>,
+    /// The LLM's weights after Eq. 5, by example.
+    llm: Models,
+    residual: Residual,
+}
+
+/// A data set with everything that does not need the LLM.
+pub(super) struct Part<'a> {
+    pub(super) config: &'a Config,
+    pub(super) context: &'a Context,
+    pub(super) data: &'a Dataset,
+    pub(super) split: &'a ColdSplit,
+    pub(super) llm: &'a BenchLlm<'a>,
+    pub(super) seed: Seed,
+    pub(super) library: Library,
+    /// The config with the other encoder.
+    minilm: Config,
+    pub(super) cold: Vec<Ad>,
+    pub(super) test: TestSet,
+    /// Features of the test rows.
+    features: Vec<Vec<f64>>,
+}
+
+impl<'a> Part<'a> {
+    pub(super) fn new(
+        config: &'a Config,
+        context: &'a Context,
+        data: &'a Dataset,
+        split: &'a ColdSplit,
+        llm: &'a BenchLlm<'a>,
+    ) -> Result<Self> {
+        let seed = Seed::new(context.seed);
+        let impressions = &data.impressions;
+        let train = |row: usize| !split.held_out[impressions.user[row]];
+        let library = train::fit_library(data, &split.retired, train, &config.library, seed)?;
+        let test = TestSet::new(impressions, &split.active, |row| !train(row));
+        let rows = impressions.rows(&test.rows);
+        let features = rows.rows().into_iter().map(|x| x.to_vec()).collect();
+        let retrieval = RetrievalConfig { encoder: Encoder::Minilm, ..config.retrieval.clone() };
+        tracing::info!(
+            "{}: {} retired ads, {} cold ads, {} test impressions, {} features, C = {}",
+            data.name,
+            library.ads.len(),
+            split.active.len(),
+            test.rows.len(),
+            data.schema.len(),
+            library.c
+        );
+        Ok(Self {
+            config,
+            context,
+            data,
+            split,
+            llm,
+            seed,
+            library,
+            minilm: Config { retrieval, ..config.clone() },
+            cold: split.active.iter().map(|&ad| data.ads[ad].clone()).collect(),
+            test,
+            features,
+        })
+    }
+
+    /// Measures everything; returns this part's sentences of the headline.
+    pub(super) fn run(&self, report: &mut Report) -> Result<String> {
+        let tfidf = Generator::new(&self.library, self.config, &self.context.assets)?;
+        let minilm = Generator::new(&self.library, &self.minilm, &self.context.assets)?;
+        let found = self.retrieve(&tfidf, &self.cold)?;
+        let targets: Vec<f64> = found.iter().map(|f| tfidf.target_rate(f)).collect();
+        let ridge = RidgeMap::fit(&minilm.embeddings, &self.library.weights())?;
+        let embeddings = minilm.embed(&self.cold)?;
+        let centre = self.library.centre();
+        let knn = |generator: &Generator<'_>, found: &[Vec<Found>]| -> Vec<Vec<f64>> {
+            found.iter().map(|f| generator.knn(f).unwrap_or_else(|| centre.clone())).collect()
+        };
+        let median = vec![centre.clone(); self.cold.len()];
+        let knn_tfidf = knn(&tfidf, &found);
+        let knn_minilm = knn(&minilm, &self.retrieve(&minilm, &self.cold)?);
+        let ridged: Vec<Vec<f64>> =
+            embeddings.rows().into_iter().map(|row| ridge.predict(row)).collect();
+
+        // The LLM writes for the cold ads, and for retired ads that are treated as cold.
+        let writer = self.llm.writer(&self.data.schema, &self.config.writer, Mode::Likelihood)?;
+        let written = self.write(&tfidf, &writer, &self.cold, &found)?;
+        let as_cold = self.as_cold(&tfidf, &minilm, &ridge, &writer)?;
+        let residual: Vec<Vec<f64>> = written
+            .raw
+            .iter()
+            .map(|raw| as_cold.residual.weights(raw, &tfidf.centre, &tfidf.spread))
+            .collect();
+        let mut methods = Vec::new();
+        let mut add = |name: &str, role: Role, note: &str, weights: Vec<Vec<f64>>| -> Result<()> {
+            methods.push(self.method(&tfidf, name, role, note, weights, &targets)?);
+            Ok(())
+        };
+        let name = self.llm.name();
+        if self.rating() {
+            let rating = self.llm.writer(&self.data.schema, &self.config.writer, Mode::Rating)?;
+            let rated = self.write(&tfidf, &rating, &self.cold, &found)?;
+            let note = format!("Eq. 4 rating words of {name}, 5-shot; {}", rated.spent.words());
+            add("LLM-HYPER, rating", Role::Paper, &note, rated.weights)?;
+        }
+        let note =
+            format!("likelihood of each feature's description, {name}; {}", written.spent.words());
+        add("LLM-HYPER, likelihood", Role::Ours, &note, written.weights.clone())?;
+        let note = format!(
+            "median + {:.3} sd of trained weights per sd of the LLM's answers, learned on {} retired \
+             ads",
+            as_cold.residual.strength,
+            as_cold.examples.len()
+        );
+        add("LLM-HYPER, residual", Role::Ours, &note, residual.clone())?;
+        add("LR_cold (median)", Role::Baseline, "", median.clone())?;
+        add("LR_cold (mean)", Role::Baseline, "", vec![self.library.mean(); self.cold.len()])?;
+        add(
+            "kNN weights, tf-idf",
+            Role::Baseline,
+            "the demonstrations, no LLM",
+            knn_tfidf.clone(),
+        )?;
+        add(
+            "kNN weights, MiniLM",
+            Role::Baseline,
+            "the demonstrations, no LLM",
+            knn_minilm.clone(),
+        )?;
+        let note = format!("from MiniLM embedding, penalty {} by leave-one-out", ridge.penalty);
+        add("ridge map text to weights", Role::Baseline, &note, ridged.clone())?;
+
+        // Blends, learned on retired ads treated as cold.
+        let sources = |at: usize| {
+            vec![
+                median[at].clone(),
+                knn_tfidf[at].clone(),
+                knn_minilm[at].clone(),
+                ridged[at].clone(),
+                residual[at].clone(),
+            ]
+        };
+        let names = ["median", "kNN tf-idf", "kNN MiniLM", "ridge", "LLM"];
+        let with = Blend::fit(&as_cold.examples, self.seed)?;
+        let without =
+            Blend::fit(&as_cold.examples.iter().map(cheap).collect::<Vec<_>>(), self.seed)?;
+        let all: Vec<usize> = (0..self.cold.len()).collect();
+        let blended: Vec<Vec<f64>> = all.iter().map(|&at| with.weights(&sources(at))).collect();
+        let note = describe(&with, &names);
+        add("blend with LLM", Role::Ours, &note, blended.clone())?;
+        let note = describe(&without, &names);
+        let cheap_blend = all.iter().map(|&at| without.weights(&sources(at)[..4])).collect();
+        add("blend without LLM", Role::Baseline, &note, cheap_blend)?;
+
+        // Controls.
+        let control = controls::Controls { part: self, generator: &tfidf, writer: &writer };
+        for (name, note, weights) in control.weights(&written.weights, &residual) {
+            add(name, Role::Control, note, weights)?;
+        }
+        methods.push(self.warm(&centre)?);
+        methods.push(self.popularity(&targets));
+        if let Some(method) = self.embedding_match(&minilm)? {
+            methods.push(method);
+        }
+        methods.push(self.platt(&methods[usize::from(self.rating())], &as_cold)?);
+
+        self.rows(&methods, report);
+        self.figures(&methods, report);
+        controls::interpretation(self, &methods, report);
+        control.prompted(&found, &written, &as_cold.residual, report)?;
+        control.counterfactual(&found, report)?;
+        control.ranking(&methods, report)?;
+        let curves = warm::Curves { part: self, generator: &tfidf, targets: &targets };
+        let worth = curves.run(
+            &[
+                ("LLM-HYPER, residual", &residual),
+                ("LLM-HYPER, likelihood", &written.weights),
+                ("LR_cold (median)", &median),
+                ("kNN weights, tf-idf", &knn_tfidf),
+                ("ridge map text to weights", &ridged),
+                ("blend with LLM", &blended),
+            ],
+            report,
+        )?;
+        Ok(self.sentence(&methods, &worth))
+    }
+
+    /// Demonstrations of each ad.
+    pub(super) fn retrieve(
+        &self,
+        generator: &Generator<'_>,
+        ads: &[Ad],
+    ) -> Result<Vec<Vec<Found>>> {
+        let embeddings = generator.embed(ads)?;
+        Ok(ads.iter().zip(embeddings.rows()).map(|(ad, e)| generator.retrieve(ad, e)).collect())
+    }
+
+    /// What the LLM writes, as it is and after Eq. 5, and what it costs.
+    pub(super) fn write(
+        &self,
+        generator: &Generator<'_>,
+        writer: &Writer,
+        ads: &[Ad],
+        found: &[Vec<Found>],
+    ) -> Result<Written> {
+        let queries: Vec<_> =
+            ads.iter().zip(found).map(|(ad, found)| generator.query(ad, found)).collect();
+        let (raws, spent) = self.llm.ask(writer, &queries)?;
+        let mut written = Written { raw: Vec::new(), weights: Vec::new(), spent };
+        for ((ad, found), raw) in ads.iter().zip(found).zip(&raws) {
+            let artefact = generator.finish(ad, found, raw, "")?;
+            written.raw.push(artefact.raw);
+            written.weights.push(artefact.weights);
+        }
+        Ok(written)
+    }
+
+    /// AUC of the first `weights.len()` cold ads, each with its weights.
+    pub(super) fn auc_of(&self, weights: &[Vec<f64>]) -> Vec<f64> {
+        let rows = self.test.ad.iter().zip(&self.features);
+        let scores: Vec<f64> =
+            rows.map(|(&ad, x)| weights.get(ad).map_or(0.0, |w| dot(w, x))).collect();
+        self.test.auc_per_ad(&scores).into_iter().take(weights.len()).collect()
+    }
+
+    /// w · x + b of every test row.
+    fn logits(&self, models: &Models) -> Vec<f64> {
+        let rows = self.test.ad.iter().zip(&self.features);
+        rows.map(|(&ad, x)| dot(&models.weights[ad], x) + models.biases[ad]).collect()
+    }
+
+    fn method(
+        &self,
+        generator: &Generator<'_>,
+        name: &str,
+        role: Role,
+        note: &str,
+        weights: Vec<Vec<f64>>,
+        targets: &[f64],
+    ) -> Result<Method> {
+        let biases = weights
+            .iter()
+            .zip(targets)
+            .map(|(w, &target)| generator.bias(w, target))
+            .collect::<Result<_>>()?;
+        let models = Models { weights, biases };
+        let logits = self.logits(&models);
+        Ok(Method { name: name.into(), role, note: note.into(), logits, models: Some(models) })
+    }
+
+    /// LR_warm: trained on the cold ads' own impressions by users that are not held out.
+    fn warm(&self, centre: &[f64]) -> Result<Method> {
+        let impressions = &self.data.impressions;
+        let rows = self.data.rows_by_ad(|row| !self.split.held_out[impressions.user[row]]);
+        let config = &self.config.library;
+        let c = train::choose_c(impressions, &rows, &self.split.active, config, self.seed)?;
+        let mut models = Models { weights: Vec::new(), biases: Vec::new() };
+        let mut single = 0;
+        for &ad in &self.split.active {
+            let fitted = train::fit_rows(impressions, &rows[ad], c).unwrap_or_else(|_| {
+                single += 1;
+                train::Fitted { weights: centre.to_vec(), bias: logit(self.library.rate()) }
+            });
+            models.weights.push(fitted.weights);
+            models.biases.push(fitted.bias);
+        }
+        let mut note = format!("upper bound, trained on the ads' own impressions, C = {c}");
+        if single > 0 {
+            note.push_str(&format!("; {single} ads with one class have LR_cold weights"));
+        }
+        let logits = self.logits(&models);
+        let name = "LR_warm".into();
+        Ok(Method { name, role: Role::Ablation, note, logits, models: Some(models) })
+    }
+
+    /// The demonstrations' click rate for every user.
+    fn popularity(&self, targets: &[f64]) -> Method {
+        Method {
+            name: "popularity of demonstrations".into(),
+            role: Role::Baseline,
+            note: "the same click rate for every user of an ad".into(),
+            logits: self.test.ad.iter().map(|&ad| logit(targets[ad])).collect(),
+            models: None,
+        }
+    }
+
+    /// Cosine between the ad and the mean of what the user liked before, by MiniLM; scaled to
+    /// probabilities on retired ads.
+    fn embedding_match(&self, minilm: &Generator<'_>) -> Result<Option<Method>> {
+        let impressions = &self.data.impressions;
+        if self.test.rows.iter().all(|&row| impressions.liked[row].is_empty()) {
+            return Ok(None);
+        }
+        let all = minilm.embed(&self.data.ads)?;
+        let cosine = |row: usize| {
+            let liked = &impressions.liked[row];
+            let mut centroid = ndarray::Array1::<f64>::zeros(all.ncols());
+            liked.iter().for_each(|&ad| centroid += &all.row(ad as usize));
+            let size = centroid.dot(&centroid).sqrt();
+            if size > 0.0 { centroid.dot(&all.row(impressions.ad[row])) / size } else { 0.0 }
+        };
+        let mut known: Vec<usize> = (0..impressions.len())
+            .filter(|&row| self.split.retired.binary_search(&impressions.ad[row]).is_ok())
+            .filter(|&row| !self.split.held_out[impressions.user[row]])
+            .collect();
+        self.seed.stream("embedding-match").shuffle(&mut known);
+        known.truncate(5_000);
+        let scores: Vec<f64> = known.iter().map(|&row| cosine(row)).collect();
+        let platt = Platt::fit(&scores, &impressions.labels(&known))?;
+        let logits = self.test.rows.iter().map(|&row| -(platt.a * cosine(row) + platt.b)).collect();
+        Ok(Some(Method {
+            name: "embedding match".into(),
+            role: Role::Baseline,
+            note: "MiniLM centroid of up to 20 earlier likes against the ad; Platt on retired ads"
+                .into(),
+            logits,
+            models: None,
+        }))
+    }
+
+    /// The LLM's model with Platt scaling fitted on retired ads treated as cold.
+    fn platt(&self, llm: &Method, cold: &AsCold) -> Result<Method> {
+        let (mut scores, mut labels) = (Vec::new(), Vec::new());
+        for (at, ad) in cold.examples.iter().enumerate() {
+            for (x, &clicked) in ad.features.rows().into_iter().zip(&ad.clicked) {
+                scores.push(dot(&cold.llm.weights[at], &x.to_vec()) + cold.llm.biases[at]);
+                labels.push(clicked);
+            }
+        }
+        let platt = Platt::fit(&scores, &labels)?;
+        Ok(Method {
+            name: format!("{} + Platt", llm.name),
+            role: Role::Ablation,
+            note: format!("slope {:.3} fitted on {} retired ads", -platt.a, cold.examples.len()),
+            logits: llm.logits.iter().map(|z| -(platt.a * z + platt.b)).collect(),
+            models: None,
+        })
+    }
+
+    /// Retired ads with weights that every source gives without them (leave one ad out).
+    fn as_cold(
+        &self,
+        tfidf: &Generator<'_>,
+        minilm: &Generator<'_>,
+        ridge: &RidgeMap,
+        writer: &Writer,
+    ) -> Result<AsCold> {
+        let impressions = &self.data.impressions;
+        let wanted = self.config.bench.blend_ads.min(self.library.ads.len());
+        let mut chosen = self.seed.stream("blend/ads").sample(self.library.ads.len(), wanted);
+        chosen.sort_unstable();
+        // As if each started when the log ends; the leak guard still keeps the ad itself out.
+        let ads: Vec<Ad> = chosen
+            .iter()
+            .map(|&at| Ad { start: None, ..self.library.ads[at].ad.clone() })
+            .collect();
+        let found = self.retrieve(tfidf, &ads)?;
+        let found_minilm = self.retrieve(minilm, &ads)?;
+        let written = self.write(tfidf, writer, &ads, &found)?;
+        let special: Vec<Vec<f64>> = chosen.iter().map(|&at| tfidf.special(at)).collect();
+        let residual = Residual::fit(&written.raw, &special)?;
+        let mut llm = Models { biases: Vec::new(), weights: written.weights };
+        let centre = self.library.centre();
+        let by_id: std::collections::HashMap<&str, usize> =
+            self.data.ads.iter().enumerate().map(|(at, ad)| (ad.id.as_str(), at)).collect();
+        let rows = self.data.rows_by_ad(|row| !self.split.held_out[impressions.user[row]]);
+        let mut examples = Vec::new();
+        for (at, ad) in ads.iter().enumerate() {
+            let sources = vec![
+                centre.clone(),
+                tfidf.knn(&found[at]).unwrap_or_else(|| centre.clone()),
+                minilm.knn(&found_minilm[at]).unwrap_or_else(|| centre.clone()),
+                ridge.leave_one_out.row(chosen[at]).to_vec(),
+                residual.weights(&written.raw[at], &tfidf.centre, &tfidf.spread),
+            ];
+            let rate = tfidf.target_rate(&found[at]);
+            llm.biases.push(tfidf.bias(&llm.weights[at], rate)?);
+            let biases = sources.iter().map(|w| tfidf.bias(w, rate)).collect::<Result<Vec<_>>>()?;
+            let mut own = rows[by_id[ad.id.as_str()]].clone();
+            self.seed.stream(&format!("blend/{}", ad.id)).shuffle(&mut own);
+            own.truncate(400);
+            examples.push(Example {
+                sources,
+                biases,
+                rate,
+                features: impressions.rows(&own),
+                clicked: impressions.labels(&own),
+            });
+        }
+        Ok(AsCold { examples, llm, residual })
+    }
+
+    /// Rating mode costs most tokens: it is measured on the data set with per-ad expert features.
+    fn rating(&self) -> bool {
+        self.config.bench.rating && self.data.expert.iter().any(|expert| !expert.is_empty())
+    }
+
+    fn rows(&self, methods: &[Method], report: &mut Report) {
+        let resamples = self.config.bench.resamples;
+        let judge = methods.iter().position(|m| m.name == "kNN weights, tf-idf");
+        let per_ad: Vec<Vec<f64>> =
+            methods.iter().map(|m| self.test.auc_per_ad(&m.logits)).collect();
+        for (at, method) in methods.iter().enumerate() {
+            let p: Vec<f64> = method.logits.iter().map(|z| sigmoid(*z)).collect();
+            let measured = self.test.measure(&p, resamples, self.seed);
+            for ((metric, higher), measured) in METRICS.iter().zip(measured) {
+                let Some(measured) = measured else { continue };
+                let mut note = method.note.clone();
+                if let Some(judge) = judge.filter(|&judge| *metric == "auc per ad" && judge != at) {
+                    let [low, high] = self.margin(&per_ad[at], &per_ad[judge]).1;
+                    note = format!(
+                        "{note}{}against kNN [{low:+.4}, {high:+.4}]",
+                        if note.is_empty() { "" } else { "; " }
+                    );
+                }
+                report.rows.push(Row {
+                    metric: (*metric).into(),
+                    higher_is_better: *higher,
+                    mean: Some(measured.value),
+                    ci95: Some(measured.ci95),
+                    n: measured.n,
+                    note: (!note.is_empty()).then_some(note),
+                    ..base(&self.data.name, &method.name, method.role)
+                });
+            }
+        }
+    }
+
+    /// Mean difference of per-ad AUC and its paired interval over ads.
+    fn margin(&self, ours: &[f64], theirs: &[f64]) -> (f64, [f64; 2]) {
+        let pairs: Vec<(f64, f64)> = ours
+            .iter()
+            .zip(theirs)
+            .map(|(a, b)| (*a, *b))
+            .filter(|(a, b)| a.is_finite() && b.is_finite())
+            .collect();
+        let (a, b): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
+        let mut stream = self.seed.stream("bootstrap/pairs");
+        let d = stats::paired_bootstrap(&a, &b, self.config.bench.resamples, &mut stream);
+        (d.difference, d.ci95)
+    }
+
+    fn figures(&self, methods: &[Method], report: &mut Report) {
+        let bars: Vec<Bar> = methods
+            .iter()
+            .filter_map(|method| {
+                let row = report.rows.iter().find(|row| {
+                    row.dataset == self.data.name
+                        && row.method == method.name
+                        && row.metric == "auc per ad"
+                })?;
+                Some(Bar {
+                    label: method.name.clone(),
+                    value: row.mean?,
+                    ci95: row.ci95,
+                    role: method.role,
+                })
+            })
+            .collect();
+        let title = format!("AUC per cold ad, {}", self.data.name);
+        report.figures.push(Figure::new(
+            &title,
+            "Mean AUC over cold ads with 95 % bootstrap intervals over ads. LR_warm has seen the \
+             ads' own impressions.",
+            plot::bars(Labels { title: &title, x: "mean AUC per ad", y: "" }, &bars),
+        ));
+        let shown = ["LLM-HYPER, residual", "kNN weights, tf-idf", "blend with LLM"];
+        let lines: Vec<_> = methods
+            .iter()
+            .filter(|method| shown.contains(&method.name.as_str()))
+            .map(|method| {
+                let p: Vec<f64> = method.logits.iter().map(|z| sigmoid(*z)).collect();
+                (method.name.clone(), reliability_bins(&self.test.clicked, &p, 15))
+            })
+            .collect();
+        let title = format!("Calibration, {}", self.data.name);
+        report.figures.push(Figure::new(
+            &title,
+            "Predicted against observed click rate of held-out users on cold ads, 15 bins. \
+             Intercepts are calibrated without any click of these ads.",
+            plot::reliability(Labels { title: &title, x: "predicted", y: "observed" }, &lines),
+        ));
+    }
+
+    /// Whether the LLM beats its cheap rivals and what it is worth, from the numbers.
+    fn sentence(&self, methods: &[Method], worth: &str) -> String {
+        let auc = |name: &str| {
+            let method = methods.iter().find(|m| m.name == name)?;
+            Some(self.test.auc_per_ad(&method.logits))
+        };
+        let llm = if self.rating() { "LLM-HYPER, rating" } else { "LLM-HYPER, likelihood" };
+        let mut words = Vec::new();
+        for (ours, theirs) in [
+            (llm, "kNN weights, tf-idf"),
+            (llm, "ridge map text to weights"),
+            ("LLM-HYPER, residual", "LR_cold (median)"),
+            ("LLM-HYPER, residual", "kNN weights, tf-idf"),
+            ("blend with LLM", "blend without LLM"),
+        ] {
+            let (Some(a), Some(b)) = (auc(ours), auc(theirs)) else { continue };
+            let (difference, [low, high]) = self.margin(&a, &b);
+            let verdict = if low > 0.0 {
+                "beats"
+            } else if high < 0.0 {
+                "loses to"
+            } else {
+                "is not told apart from"
+            };
+            words.push(format!(
+                "{ours} {verdict} {theirs} ({difference:+.4} AUC per ad [{low:+.4}, {high:+.4}])"
+            ));
+        }
+        format!("{}: {}; {worth}.", self.data.name, words.join("; "))
+    }
+}
+
+/// The example without the LLM's weights.
+fn cheap(example: &Example) -> Example {
+    let mut example = example.clone();
+    example.sources.pop();
+    example.biases.pop();
+    example
+}
+
+fn describe(blend: &Blend, names: &[&str]) -> String {
+    let parts: Vec<String> = blend
+        .coefficients
+        .iter()
+        .zip(names)
+        .map(|(coefficient, name)| format!("{coefficient:.2} {name}"))
+        .collect();
+    format!("{}; penalty {} by cross-validation over ads", parts.join(" + "), blend.penalty)
+}

@@ -1,0 +1,310 @@
+//! `fit`, `generate`, `predict`, `warm`: from files to artefacts and scores.
+
+use std::path::PathBuf;
+
+use common::cli::{CommonArgs, Resolved, text};
+use common::data::{Format, Values};
+use common::llm::{Llm, LlmSpec};
+use common::rng::Seed;
+use common::{Error, Result};
+use serde_json::json;
+
+use crate::artefact::{self, Artefact, Source};
+use crate::config::Config;
+use crate::data::{Schema, files};
+use crate::generate::Generator;
+use crate::library::Library;
+use crate::model::logit::Scorer;
+use crate::model::prior::Prior;
+use crate::train;
+use crate::writer::{Counter, Tally, Writer};
+
+/// Flags of `fit`.
+#[derive(Debug, clap::Args)]
+pub struct FitArgs {
+    /// Catalogue of retired ads (.csv, .tsv, .jsonl, .parquet)
+    pub ads: PathBuf,
+    /// Their impression log: ad, clicked, one column per feature; user and time where known
+    pub impressions: PathBuf,
+    /// Feature schema (.toml)
+    #[arg(long, value_name = "FILE", default_value = "schema.toml")]
+    pub schema: PathBuf,
+    /// Library to write
+    #[arg(long, value_name = "FILE", default_value = "library.json")]
+    pub library: PathBuf,
+}
+
+/// Flags of `generate`.
+#[derive(Debug, clap::Args)]
+pub struct GenerateArgs {
+    /// Catalogue of new ads
+    pub ads: PathBuf,
+    /// Library written by `fit`
+    #[arg(long, value_name = "FILE", default_value = "library.json")]
+    pub library: PathBuf,
+    /// Artefacts to write, one JSON object per line
+    #[arg(long, value_name = "FILE", default_value = "artefacts.jsonl")]
+    pub artefacts: PathBuf,
+    /// Keep every LLM answer in this file, which `--llm replay:FILE` reads
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Print prompts and token counts and ask nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Flags of `predict`.
+#[derive(Debug, clap::Args)]
+pub struct PredictArgs {
+    /// Users to score: user id and one column per feature
+    pub users: PathBuf,
+    /// Library written by `fit`
+    #[arg(long, value_name = "FILE", default_value = "library.json")]
+    pub library: PathBuf,
+    /// Artefacts written by `generate`
+    #[arg(long, value_name = "FILE", default_value = "artefacts.jsonl")]
+    pub artefacts: PathBuf,
+    /// Score file to write: user, ad, probability
+    #[arg(long, value_name = "FILE", default_value = "scores.csv")]
+    pub scores: PathBuf,
+    /// Only the ads with the highest probability per user
+    #[arg(long, value_name = "N")]
+    pub top: Option<usize>,
+}
+
+/// Flags of `warm`.
+#[derive(Debug, clap::Args)]
+pub struct WarmArgs {
+    /// Catalogue of the ads
+    pub ads: PathBuf,
+    /// Their first impressions
+    pub impressions: PathBuf,
+    /// Library written by `fit`
+    #[arg(long, value_name = "FILE", default_value = "library.json")]
+    pub library: PathBuf,
+    /// Artefacts to correct
+    #[arg(long, value_name = "FILE", default_value = "artefacts.jsonl")]
+    pub artefacts: PathBuf,
+    /// Artefacts to write
+    #[arg(long, value_name = "FILE", default_value = "warmed.jsonl")]
+    pub warmed: PathBuf,
+    /// λ of Eq. 7; default 1/C of the library
+    #[arg(long, value_name = "NUMBER")]
+    pub precision: Option<f64>,
+}
+
+pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, resolved: &Resolved<Config>) -> Result<String> {
+    let config = &resolved.config;
+    let schema = Schema::read(&fit.schema)?;
+    let ads = files::read_ads(&fit.ads, &config.input)?;
+    let data = files::read_impressions(&fit.impressions, &config.input, &schema, ads)?;
+    let all: Vec<usize> = (0..data.ads.len()).collect();
+    let seed = Seed::new(args.seed);
+    let library = train::fit_library(&data, &all, |_| true, &config.library, seed)?;
+    library.write(&fit.library)?;
+    if args.json {
+        return text::json(&json!({
+            "library": fit.library,
+            "ads": library.ads.len(),
+            "skipped": library.skipped,
+            "c": library.c,
+            "rate": library.rate(),
+        }));
+    }
+    let skipped: String = library
+        .skipped
+        .iter()
+        .take(20)
+        .map(|skipped| format!("left out: ad {}, {}\n", skipped.id, skipped.reason))
+        .collect();
+    Ok(format!(
+        "{} ads with trained weights (C = {}), {} left out, in {}\n{skipped}",
+        library.ads.len(),
+        library.c,
+        library.skipped.len(),
+        fit.library.display()
+    ))
+}
+
+pub(super) fn generate(
+    generate: &GenerateArgs,
+    args: &CommonArgs,
+    resolved: &Resolved<Config>,
+) -> Result<String> {
+    let config = &resolved.config;
+    let library = Library::read(&generate.library)?;
+    let ads = files::read_ads(&generate.ads, &config.input)?;
+    let assets = super::assets_of(args);
+    let generator = Generator::new(&library, config, &assets)?;
+    let spec: LlmSpec =
+        args.llm.first().map_or(config.bench.llm.as_str(), String::as_str).parse()?;
+    let counter = match (&spec, generate.dry_run) {
+        (LlmSpec::Gguf(_), _) => Counter::new(&spec, &assets)?,
+        _ => Counter::estimate(),
+    };
+    let mut options = super::llm_options(args);
+    options.record.clone_from(&generate.record);
+    let exact = counter.exact();
+    let llm = Llm::open(&spec, &options)?;
+    let writer = Writer::new(llm, &library.schema, &config.writer, counter)?;
+    if generate.dry_run {
+        return dry_run(&generator, &ads, &writer, exact);
+    }
+    let (artefacts, tally) = generator.generate(&ads, &writer)?;
+    artefact::write(&generate.artefacts, &artefacts)?;
+    if args.json {
+        return text::json(&json!({
+            "artefacts": generate.artefacts,
+            "ads": artefacts.len(),
+            "tally": tally,
+            "sources": artefacts.iter().map(|a| json!({ "ad": a.ad_id, "source": a.source,
+                "filled": a.filled.len() })).collect::<Vec<_>>(),
+        }));
+    }
+    Ok(summary(&artefacts, &tally, generate))
+}
+
+fn dry_run(
+    generator: &Generator<'_>,
+    ads: &[crate::data::Ad],
+    writer: &Writer,
+    exact: bool,
+) -> Result<String> {
+    let embeddings = generator.embed(ads)?;
+    let mut out = String::new();
+    let mut total = 0;
+    for (ad, embedding) in ads.iter().zip(embeddings.rows()) {
+        let found = generator.retrieve(ad, embedding);
+        for (prompt, tokens) in writer.dry_run(&generator.query(ad, &found)) {
+            out.push_str(&format!("--- ad {}, {tokens} tokens ---\n{prompt}\n", ad.id));
+            total += tokens;
+        }
+    }
+    let how = if exact { "" } else { " (estimated at four bytes each)" };
+    Ok(format!("{out}--- {} ads, {total} tokens{how}; nothing was asked ---\n", ads.len()))
+}
+
+fn summary(artefacts: &[Artefact], tally: &Tally, generate: &GenerateArgs) -> String {
+    let of = |source: Source| artefacts.iter().filter(|a| a.source == source).count();
+    format!(
+        "{} artefacts in {}: {} written by the LLM, {} kNN fallbacks, {} LR_cold fallbacks; {} of \
+         {} weights had no usable answer, {} repairs, {} prompts, {} tokens ({} saved by shared \
+         prefixes)\n",
+        artefacts.len(),
+        generate.artefacts.display(),
+        of(Source::Llm),
+        of(Source::Knn),
+        of(Source::LrCold),
+        tally.unusable,
+        tally.weights,
+        tally.repairs,
+        tally.prompts,
+        tally.tokens,
+        tally.tokens_saved
+    )
+}
+
+pub(super) fn predict(
+    predict: &PredictArgs,
+    args: &CommonArgs,
+    resolved: &Resolved<Config>,
+) -> Result<String> {
+    // The name of the output must be right before anything is computed.
+    Format::of(&predict.scores)?;
+    let library = Library::read(&predict.library)?;
+    let artefacts = artefact::read(&predict.artefacts, &library.schema)?;
+    let users = files::read_users(&predict.users, &resolved.config.input, &library.schema)?;
+    let weights: Vec<Vec<f64>> = artefacts.iter().map(|a| a.weights.clone()).collect();
+    let biases: Vec<f64> = artefacts.iter().map(|a| a.bias).collect();
+    let scorer = Scorer::new(&weights, &biases)?;
+    let flat: Vec<f32> = users.features.iter().copied().collect();
+    let scores = scorer.probabilities(&flat)?;
+    let (mut user, mut ad, mut probability) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, row) in users.ids.iter().zip(scores.chunks(artefacts.len())) {
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        if let Some(top) = predict.top {
+            order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+            order.truncate(top);
+        }
+        for at in order {
+            user.push(id.clone());
+            ad.push(artefacts[at].ad_id.clone());
+            probability.push(f64::from(row[at]));
+        }
+    }
+    common::data::write(
+        &predict.scores,
+        &[
+            ("user", Values::Text(&user)),
+            ("ad", Values::Text(&ad)),
+            ("probability", Values::Real(&probability)),
+        ],
+    )?;
+    if args.json {
+        return text::json(&json!({ "scores": predict.scores, "rows": user.len() }));
+    }
+    Ok(format!(
+        "{} scores of {} users and {} ads in {}\n",
+        user.len(),
+        users.ids.len(),
+        artefacts.len(),
+        predict.scores.display()
+    ))
+}
+
+pub(super) fn warm(
+    warm: &WarmArgs,
+    args: &CommonArgs,
+    resolved: &Resolved<Config>,
+) -> Result<String> {
+    let config = &resolved.config;
+    let library = Library::read(&warm.library)?;
+    let mut artefacts = artefact::read(&warm.artefacts, &library.schema)?;
+    let ads = files::read_ads(&warm.ads, &config.input)?;
+    let data = files::read_impressions(&warm.impressions, &config.input, &library.schema, ads)?;
+    let rows = data.rows_by_ad(|_| true);
+    let precision = warm.precision.unwrap_or(1.0 / library.c);
+    if !(precision > 0.0 && precision.is_finite()) {
+        return Err(Error::usage(format!("--precision {precision}: expected a number above 0")));
+    }
+    let mut lines = Vec::new();
+    for artefact in &mut artefacts {
+        let Some(at) = data.ads.iter().position(|ad| ad.id == artefact.ad_id) else { continue };
+        let own = &rows[at];
+        if own.is_empty() {
+            continue;
+        }
+        let prior = Prior {
+            weights: artefact.weights.clone(),
+            bias: artefact.bias,
+            precision,
+            bias_precision: 1.0,
+        };
+        let labels = data.impressions.labels(own);
+        let posterior = prior.update(data.impressions.rows(own).view(), &labels)?;
+        let sd = posterior.sd();
+        let moved = posterior
+            .weights
+            .iter()
+            .zip(&artefact.weights)
+            .map(|(a, b)| (a - b).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        lines.push(vec![
+            artefact.ad_id.clone(),
+            own.len().to_string(),
+            labels.iter().filter(|c| **c).count().to_string(),
+            format!("{moved:.4}"),
+            format!("{:.4}", sd.iter().sum::<f64>() / sd.len() as f64),
+        ]);
+        artefact.weights = posterior.weights;
+        artefact.bias = posterior.bias;
+        artefact.source = Source::Warmed;
+    }
+    artefact::write(&warm.warmed, &artefacts)?;
+    if args.json {
+        return text::json(&json!({ "artefacts": warm.warmed, "warmed": lines.len() }));
+    }
+    let header = ["ad", "impressions", "clicks", "weights moved by", "mean posterior sd"];
+    Ok(format!("{}\n{}", warm.warmed.display(), text::table(&header, &lines)))
+}

@@ -1,0 +1,84 @@
+//! The verbs of the `llm-hyper` binary as library calls. Each returns the text for stdout.
+
+mod ads;
+mod bench;
+
+use clap::{Parser, Subcommand};
+use common::cli::{self, CommonArgs, Profile, Resolved};
+use common::{Result, assets, llm};
+
+use crate::config::Config;
+
+/// An LLM writes the click model of an ad without history (LLM-HYPER, arXiv 2604.12096).
+#[derive(Debug, Parser)]
+#[command(name = "llm-hyper", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// Flags of all verbs.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Train the click models of retired ads: the warm library
+    Fit(ads::FitArgs),
+    /// Let the LLM write the click models of new ads
+    Generate(ads::GenerateArgs),
+    /// Score users on ads
+    Predict(ads::PredictArgs),
+    /// Correct written models by the ads' first impressions
+    Warm(ads::WarmArgs),
+    /// Reproduce the paper's comparison: ours, baselines, ablations, controls
+    Bench,
+    /// Show the resolved config and where each value came from
+    Config {
+        /// Print the JSON Schema of the config instead
+        #[arg(long)]
+        schema: bool,
+    },
+}
+
+/// Runs one verb and returns what belongs on stdout.
+///
+/// # Errors
+/// Those of the verb; [`common::Error::exit_code`] gives the exit code.
+pub fn run(cli: &Cli) -> Result<String> {
+    let args = &cli.common;
+    cli::init(args)?;
+    let resolved = resolve(args)?;
+    match &cli.verb {
+        Verb::Fit(fit) => ads::fit(fit, args, &resolved),
+        Verb::Generate(generate) => ads::generate(generate, args, &resolved),
+        Verb::Predict(predict) => ads::predict(predict, args, &resolved),
+        Verb::Warm(warm) => ads::warm(warm, args, &resolved),
+        Verb::Bench => bench::bench(args, &resolved),
+        Verb::Config { schema } => cli::config(args, &resolved, *schema),
+    }
+}
+
+fn resolve(args: &CommonArgs) -> Result<Resolved<Config>> {
+    let profile = match args.profile {
+        Profile::Smoke => Config::smoke(),
+        Profile::Cpu => Config::cpu(),
+        Profile::Paper => Config::paper(),
+    };
+    let mut resolved = cli::resolve(profile, args)?;
+    if let Some(spec) = args.llm.first() {
+        resolved.config.bench.llm = spec.clone();
+    }
+    resolved.config.check()?;
+    Ok(resolved)
+}
+
+fn assets_of(args: &CommonArgs) -> assets::Assets {
+    let options = assets::AssetOptions::from_flags(args.assets.as_deref(), args.offline);
+    assets::Assets::new(options)
+}
+
+fn llm_options(args: &CommonArgs) -> llm::LlmOptions {
+    llm::LlmOptions::new(assets_of(args))
+}

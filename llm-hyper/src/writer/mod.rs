@@ -1,0 +1,252 @@
+//! The hypernetwork: an LLM that writes the raw weights of an ad's click model.
+//!
+//! Three modes: `rating` (Eq. 4, token probabilities of rating words), `likelihood` (ours: how much
+//! likelier the ad makes a feature's description) and `json` (the paper's form: reasoning and
+//! weights in JSON). All are asked through [`common::llm::Llm`], so local models, endpoints and
+//! recordings differ in the spec only.
+
+pub mod json;
+pub mod prompts;
+mod tokens;
+
+use std::sync::OnceLock;
+
+use common::llm::{Llm, Prompt};
+use common::{Error, Result};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+pub use tokens::Counter;
+
+use crate::artefact::Reason;
+use crate::config::{Mode, WriterConfig};
+use crate::data::{Ad, Schema, schema::hex};
+use crate::model::rating::{calibrated, expected_rating};
+
+/// A retired ad in a prompt.
+#[derive(Debug, Clone)]
+pub struct Demonstration<'a> {
+    /// The ad.
+    pub ad: &'a Ad,
+    /// Its trained weights, for JSON.
+    pub weights: Vec<f64>,
+    /// How they differ from the library's median, in standard deviations of each feature: what is
+    /// special about this ad.
+    pub special: Vec<f64>,
+    /// Cosine similarity to the new ad.
+    pub similarity: f64,
+}
+
+/// What the LLM is asked about one ad.
+#[derive(Debug, Clone)]
+pub struct Query<'a> {
+    /// The new ad.
+    pub ad: &'a Ad,
+    /// Demonstrations, least similar first.
+    pub demos: Vec<Demonstration<'a>>,
+}
+
+/// What the LLM wrote for one ad.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Raw {
+    /// One value per feature; `None` where nothing usable came.
+    pub values: Vec<Option<f64>>,
+    /// Reasons, where the LLM gave any.
+    pub reasoning: Vec<Reason>,
+    /// SHA-256 of all prompts.
+    pub prompt_hash: String,
+}
+
+/// How the answers went, over all ads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Ads asked about.
+    pub ads: usize,
+    /// Prompts, repairs included.
+    pub prompts: usize,
+    /// Feature weights asked for.
+    pub weights: usize,
+    /// Answers that were not JSON as asked, or lacked weights, and were asked again.
+    pub repairs: usize,
+    /// Feature weights without a usable answer.
+    pub unusable: usize,
+    /// Tokens computed (local models) or sent.
+    pub tokens: u64,
+    /// Tokens that the shared prefix did not have to be computed again.
+    pub tokens_saved: u64,
+}
+
+/// An LLM with the prompts of one schema.
+pub struct Writer {
+    llm: Llm,
+    mode: Mode,
+    config: WriterConfig,
+    schema: Schema,
+    counter: Counter,
+    /// Answers under an ad without content, computed once.
+    content_free: OnceLock<Vec<f64>>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("llm", &self.llm).field("mode", &self.mode).finish()
+    }
+}
+
+impl Writer {
+    /// A writer on an open LLM. [`Mode::Auto`] becomes `json` for endpoints and for recordings of
+    /// them, else `rating`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for `rating` or `likelihood` with an endpoint, which does not tell the
+    /// probabilities of given tokens.
+    pub fn new(llm: Llm, schema: &Schema, config: &WriterConfig, counter: Counter) -> Result<Self> {
+        let endpoint = llm.name().contains("openai:");
+        let mode = match (config.mode, endpoint) {
+            (Mode::Auto, true) => Mode::Json,
+            (Mode::Auto, false) => Mode::Rating,
+            (Mode::Rating | Mode::Likelihood, true) => {
+                return Err(Error::usage(format!(
+                    "writer.mode = {:?} needs token probabilities, which {} does not tell; use \
+                     writer.mode = \"json\" or a gguf: or hf: model",
+                    config.mode,
+                    llm.name()
+                )));
+            }
+            (mode, _) => mode,
+        };
+        Ok(Self {
+            llm,
+            mode,
+            config: config.clone(),
+            schema: schema.clone(),
+            counter,
+            content_free: OnceLock::new(),
+        })
+    }
+
+    /// The LLM and how it is asked, for artefacts.
+    pub fn name(&self) -> String {
+        let mode = match self.mode {
+            Mode::Json => "json",
+            Mode::Likelihood => "likelihood",
+            Mode::Rating | Mode::Auto => "rating",
+        };
+        format!("{} ({mode})", self.llm.name())
+    }
+
+    /// The raw weights of every query's ad, in their order.
+    ///
+    /// # Errors
+    /// As [`Llm::generate_many`] and [`Llm::score_options`]; an answer that is unusable is no
+    /// error, but a [`Raw`] with gaps.
+    pub fn write(&self, queries: &[Query<'_>]) -> Result<(Vec<Raw>, Tally)> {
+        let mut tally = Tally {
+            ads: queries.len(),
+            weights: queries.len() * self.schema.len(),
+            ..Tally::default()
+        };
+        let raws = match self.mode {
+            Mode::Json => json::write(
+                &self.llm,
+                &self.schema,
+                &self.config,
+                &self.counter,
+                queries,
+                &mut tally,
+            )?,
+            _ => {
+                let mut raws = Vec::with_capacity(queries.len());
+                for query in queries {
+                    common::run::check_interrupt()?;
+                    raws.push(self.by_probability(query, &mut tally)?);
+                }
+                raws
+            }
+        };
+        tally.unusable = raws.iter().flat_map(|raw| &raw.values).filter(|v| v.is_none()).count();
+        Ok((raws, tally))
+    }
+
+    /// The prompts of one query as text, for `--dry-run`, with the number of tokens.
+    pub fn dry_run(&self, query: &Query<'_>) -> Vec<(String, u64)> {
+        match self.mode {
+            Mode::Json => prompts::json_batches(&self.schema, &self.config, query)
+                .into_iter()
+                .map(|(_, messages)| {
+                    let text = prompts::as_text(&messages);
+                    let tokens = self.counter.count(&text);
+                    (text, tokens)
+                })
+                .collect(),
+            mode => {
+                let (prompt, options) = self.prompt(mode, query);
+                let tokens = self.counter.prefix_and_options(&prompt, &options).0;
+                let shown = options.iter().map(|option| format!("  …{option:?}\n"));
+                vec![(format!("{prompt}\n{}", shown.collect::<String>()), tokens)]
+            }
+        }
+    }
+
+    fn prompt(&self, mode: Mode, query: &Query<'_>) -> (String, Vec<String>) {
+        match mode {
+            Mode::Likelihood => prompts::likelihood(&self.schema, &self.config, query),
+            _ => prompts::rating(&self.schema, &self.config, query),
+        }
+    }
+
+    /// `rating` and `likelihood`: one batch of continuations behind the shared prefix.
+    fn by_probability(&self, query: &Query<'_>, tally: &mut Tally) -> Result<Raw> {
+        let (prompt, _) = self.prompt(self.mode, query);
+        let raw = Raw {
+            values: vec![None; self.schema.len()],
+            reasoning: Vec::new(),
+            prompt_hash: hex(&Sha256::digest(&prompt)),
+        };
+        let base = match self.content_free.get() {
+            Some(base) => base.clone(),
+            None => {
+                let base = if self.config.content_free {
+                    let nothing = Ad { title: prompts::CONTENT_FREE.into(), ..Ad::default() };
+                    self.values(&Query { ad: &nothing, demos: Vec::new() }, tally)?
+                } else {
+                    vec![0.0; self.schema.len()]
+                };
+                self.content_free.get_or_init(|| base).clone()
+            }
+        };
+        match self.values(query, tally) {
+            Ok(values) => {
+                let values = calibrated(&values, &base);
+                let usable = |v: f64| v.is_finite().then_some(v);
+                Ok(Raw { values: values.into_iter().map(usable).collect(), ..raw })
+            }
+            // This one prompt can't be answered (too long for the context): the ad falls back.
+            Err(Error::LlmOutput(reason)) => {
+                tracing::warn!("ad {}: {reason}", query.ad.id);
+                Ok(raw)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One value per feature before calibration.
+    fn values(&self, query: &Query<'_>, tally: &mut Tally) -> Result<Vec<f64>> {
+        let (prompt, options) = self.prompt(self.mode, query);
+        let (computed, saved) = self.counter.prefix_and_options(&prompt, &options);
+        let scores = self.llm.score_options(&Prompt::Raw(prompt), &options)?;
+        tally.prompts += 1;
+        tally.tokens += computed;
+        tally.tokens_saved += saved;
+        Ok(match self.mode {
+            Mode::Likelihood => scores.iter().map(|score| score.log_prob).collect(),
+            _ => scores
+                .chunks(self.config.words.len())
+                .map(|words| {
+                    let log_probs: Vec<f64> = words.iter().map(|w| w.log_prob).collect();
+                    expected_rating(&log_probs)
+                })
+                .collect(),
+        })
+    }
+}

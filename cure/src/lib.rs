@@ -1,1 +1,41 @@
-//! CURE (arXiv 2604.04982).
+//! CURE: unlearns users' data from an LLM recommender through its circuits.
+//!
+//! Paper: "CURE: circuit-aware unlearning for LLM-based recommendation", arXiv 2604.04982. Body,
+//! equations and tables of the paper are not public to us: this is a reconstruction from the
+//! abstract and a secondary summary, with equation numbers of our own.
+//!
+//! Find the edges of the decoder that recommend (attribution on counterfactual prompts), tell which
+//! modules serve what is to be forgotten and what is to be kept, and update each kind by its own rule.
+//!
+//! | equation or algorithm | item |
+//! |---|---|
+//! | prompts, history K | [`prompt::Vocabulary::window`] |
+//! | stage A, counterfactuals by personalised PageRank | [`pairs::Corruptor`], [`pairs::Graph`] |
+//! | Eq. 1 EAP, Eq. 2 EAP-IG | [`model::attribution::attribute`] |
+//! | exact effect of an edge | [`model::attribution::exact`] |
+//! | Eq. 3 faithfulness | [`model::circuit::faithfulness`] |
+//! | selection by bisection, pruning | [`model::circuit::extract`], [`model::circuit::prune`] |
+//! | Eq. 4 structural contribution | [`model::groups::structural`] |
+//! | Eq. 5 gradient contribution | [`model::attribution::gate_gradients`], [`model::groups::normalised`] |
+//! | Eq. 6 contribution | [`model::groups::contribution`] |
+//! | groups: set and ratio rule | [`model::Grouping::by_set`], [`model::Grouping::by_ratio`] |
+//! | forget and retain losses | [`model::losses`] |
+//! | Eq. 7 and 8, updates by group with projection | [`model::update::combine`], [`model::update::projection_factor`] |
+//! | the algorithm | [`stages::prepare`], [`train::unlearn::unlearn`] |
+//! | baselines and controls | [`baselines::methods`] |
+//! | metrics | [`eval`] |
+//!
+//! [`mod@bench`] runs the comparison, [`cli`] holds the verbs, [`evidence`] writes the unlearning report.
+
+pub mod baselines;
+pub mod bench;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod eval;
+pub mod evidence;
+pub mod model;
+pub mod pairs;
+pub mod prompt;
+pub mod stages;
+pub mod train;

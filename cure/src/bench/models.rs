@@ -1,0 +1,106 @@
+//! The trained models of a bench, kept by what they were trained from.
+
+use common::checkpoint::{Checkpoints, Trained};
+use common::lm::{Lm, LmConfig};
+use common::optim::Workers;
+use common::rng::Seed;
+use common::run::hash8;
+use common::{Error, Result};
+use serde_json::json;
+
+use super::Context;
+use crate::config::Config;
+use crate::prompt::Prompt;
+use crate::stages::Setting;
+use crate::train::{self, History};
+
+/// A trained model.
+pub(super) struct Model {
+    /// The weights.
+    pub lm: Lm,
+    /// Seconds that its training took when it was trained.
+    pub seconds: f64,
+    /// Windows that went through a training pass.
+    pub windows: usize,
+}
+
+/// A training that a bench wants done.
+pub(super) struct Job<'a> {
+    pub name: &'a str,
+    pub seed: u64,
+    pub windows: &'a [Prompt],
+}
+
+/// Trains or finds models, several at a time.
+pub(super) struct Models<'a> {
+    config: &'a Config,
+    setting: &'a Setting,
+    workers: &'a Workers,
+    kept: Trained,
+    lm: LmConfig,
+}
+
+impl<'a> Models<'a> {
+    pub(super) fn new(
+        config: &'a Config,
+        context: &Context,
+        setting: &'a Setting,
+        workers: &'a Workers,
+    ) -> Self {
+        let folder = context.assets.options().cache.join("trained").join("cure");
+        let lm = setting.lm_config(&config.model, &config.data);
+        Self { config, setting, workers, kept: Trained::new(&folder), lm }
+    }
+
+    /// The originals, one per seed.
+    pub(super) fn originals(&mut self, seeds: &[u64]) -> Result<Vec<Model>> {
+        let windows = self.setting.prompts().of_mask(&self.setting.mask);
+        let job = |&seed: &u64| Job { name: "original", seed, windows: &windows };
+        self.train(&seeds.iter().map(job).collect::<Vec<_>>())
+    }
+
+    /// All jobs, one model per thread at a time: the weights do not depend on the threads.
+    pub(super) fn train(&mut self, jobs: &[Job<'_>]) -> Result<Vec<Model>> {
+        self.workers.map(jobs.len(), |at| {
+            let job = &jobs[at];
+            let key = json!({
+                "version": train::VERSION,
+                "model": self.config.model,
+                "fit": self.config.fit,
+                "positions": self.lm.max_position_embeddings,
+                "vocabulary": self.lm.vocab_size,
+                "windows": fingerprint(job.windows),
+                "seed": job.seed,
+            });
+            let single = Workers::new(1)?;
+            let (tensors, history) = self.kept.get_or_train(job.name, &key, |work| {
+                let checkpoints = Checkpoints::open(work)?;
+                let fit = &self.config.fit;
+                let seed = Seed::new(job.seed);
+                let (lm, history) =
+                    train::fit(&self.lm, job.windows, fit, seed, &single, Some(&checkpoints))?;
+                Ok((lm.parameters().tensors(), history))
+            })?;
+            let history: History = history;
+            let lm = Lm::from_tensors(&self.lm, tensors)?;
+            let windows = job.windows.len() * self.config.fit.epochs;
+            Ok::<_, Error>(Model { lm, seconds: history.seconds, windows })
+        })
+    }
+}
+
+/// A hash of all tokens and answers.
+fn fingerprint(windows: &[Prompt]) -> String {
+    let mut bytes = Vec::new();
+    for window in windows {
+        for id in &window.ids {
+            bytes.extend_from_slice(&id.to_le_bytes());
+        }
+        for answer in &window.answers {
+            bytes.extend_from_slice(&(answer.position as u32).to_le_bytes());
+            bytes.push(u8::from(answer.liked));
+        }
+        bytes.push(0xff);
+    }
+    hash8(&bytes)
+}

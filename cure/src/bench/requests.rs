@@ -1,0 +1,459 @@
+//! One deletion request: retrained models, sharded models, every unlearner, tuned and measured.
+
+use std::time::Instant;
+
+use common::lm::Lm;
+use common::optim::Workers;
+use common::report::Report;
+use common::rng::Seed;
+use common::run::{RunFolder, progress};
+use common::{Error, Result};
+
+use super::models::{Job, Model, Models};
+use super::{figures, table};
+use crate::baselines::{Method, Sharding, Source, methods, shards};
+use crate::config::{Config, GroupsConfig, Order, UnlearnConfig};
+use crate::data::Request;
+use crate::eval::{Part, Quality, membership_auc, predict, predict_full, spearman};
+use crate::model::groups::GroupRule;
+use crate::model::losses::ForgetLoss;
+use crate::model::{Group, Grouping, attribution};
+use crate::pairs::Corruption;
+use crate::prompt::Prompt;
+use crate::stages::{Case, Prepared, Seconds, Setting, forget_windows, prepare, stop_target};
+use crate::train::unlearn::{ForgetWindow, Plan, Progress, Task, tune, unlearn};
+
+/// What all requests of a bench share.
+pub(super) struct Comparison<'a> {
+    pub config: &'a Config,
+    pub setting: &'a Setting,
+    pub dataset: &'a str,
+    pub originals: &'a [Model],
+    pub seeds: &'a [u64],
+    pub workers: &'a Workers,
+    /// All methods, or the short list.
+    pub full: bool,
+    pub folder: Option<&'a RunFolder>,
+}
+
+/// What one model answers on all sets of a request.
+#[derive(Debug, Clone)]
+pub(super) struct Answers {
+    /// p(Yes) on D_f.
+    pub forget: Vec<f64>,
+    /// Distributions over the vocabulary on a part of D_f.
+    pub full: Vec<Vec<f32>>,
+    /// p(Yes) on never-seen users.
+    pub held_out: Vec<f64>,
+    /// Quality on the test records of the users who stay.
+    pub test: Quality,
+    /// Log loss on the tuning records of the users who stay.
+    pub tuning: f64,
+    /// p(Yes) on D_f after a short training on a tenth of it.
+    pub relearned: Option<Vec<f64>>,
+}
+
+/// A run of a method with one seed.
+#[derive(Debug, Clone)]
+pub(super) struct Run {
+    pub answers: Answers,
+    pub seconds: Seconds,
+    pub windows: usize,
+    pub lr: f64,
+    pub progress: Progress,
+}
+
+/// All runs of a method.
+pub(super) struct Outcome {
+    pub method: Method,
+    pub runs: Vec<Run>,
+}
+
+/// The sets that models are measured on.
+pub(super) struct Sets {
+    pub forget: Part,
+    pub held_out: Part,
+    pub test: Part,
+    tuning: Part,
+    relearn: Vec<Prompt>,
+}
+
+/// Windows of D_f whose whole-vocabulary distributions are compared.
+const FULL_WINDOWS: usize = 60;
+/// Tuning records.
+const TUNING: usize = 1_000;
+/// Shards of SISA and RecEraser.
+const SHARDS: usize = 4;
+
+impl Sets {
+    fn new(comparison: &Comparison<'_>, case: &Case) -> Self {
+        let setting = comparison.setting;
+        let served = case.served(setting);
+        let prompts = setting.prompts();
+        let (split, data) = (&setting.split, &setting.data);
+        let of = |windows: &[crate::data::Window]| {
+            Part::new(windows.iter().map(|window| prompts.of_record(window)).collect())
+        };
+        let test = setting.test_records(&served, comparison.config.bench.test_records);
+        let tuning = prompts.records(&served, |user| split.train[user]..split.valid[user]);
+        let step = tuning.len().div_ceil(TUNING).max(1);
+        let tuning: Vec<_> = tuning.into_iter().step_by(step).collect();
+        let forget = case.forget_part();
+        let tenth = forget.prompts.len().div_ceil(10);
+        debug_assert_eq!(data.users.len(), split.train.len());
+        Self {
+            relearn: forget.prompts[..tenth].to_vec(),
+            forget,
+            held_out: Part::new(setting.held_out()),
+            test: of(&test),
+            tuning: of(&tuning),
+        }
+    }
+
+    fn answers(&self, lm: &Lm, relearn: Option<(usize, Seed)>, one: &Workers) -> Result<Answers> {
+        let full = &self.forget.prompts[..FULL_WINDOWS.min(self.forget.prompts.len())];
+        let relearned = match relearn {
+            Some((steps, seed)) if steps > 0 => {
+                let tuned = tune(lm, &self.relearn, steps, 16, 1e-3, seed, one)?;
+                Some(predict(&tuned, &self.forget.prompts, one)?)
+            }
+            _ => None,
+        };
+        Ok(Answers {
+            forget: predict(lm, &self.forget.prompts, one)?,
+            full: predict_full(lm, full)?,
+            held_out: predict(lm, &self.held_out.prompts, one)?,
+            test: self.test.quality(lm, one)?,
+            tuning: self.tuning.quality(lm, one)?.log_loss,
+            relearned,
+        })
+    }
+
+    /// Membership attack on a model's answers.
+    pub(super) fn membership(&self, answers: &Answers) -> f64 {
+        membership_auc(
+            (&self.forget.labels, &answers.forget),
+            (&self.held_out.labels, &answers.held_out),
+        )
+    }
+}
+
+/// Everything that the table and the figures of a request show.
+pub(super) struct Measured {
+    pub sets: Sets,
+    pub originals: Vec<Answers>,
+    pub retrained: Vec<Run>,
+    pub outcomes: Vec<Outcome>,
+    /// Sharded training: name and, per seed, its run.
+    pub sharded: Vec<(String, Vec<Run>, String)>,
+    pub prepared: Vec<Prepared>,
+    pub groupings: Vec<Grouping>,
+    pub stop_at: Vec<Option<f64>>,
+    /// EAP-IG and exact scores of the edges on the first seed's model, with their rank correlation.
+    pub exact: Option<(Vec<f64>, Vec<f64>, f64)>,
+}
+
+/// Runs a request and adds its rows and figures.
+pub(super) fn run(
+    comparison: &Comparison<'_>,
+    models: &mut Models<'_>,
+    request: &Request,
+    report: &mut Report,
+) -> Result<()> {
+    let Comparison { config, setting, originals, seeds, workers, full, .. } = *comparison;
+    let case = Case::new(setting, request, Seed::new(seeds[0]))?;
+    let sets = Sets::new(comparison, &case);
+    let job = |&seed: &u64| Job { name: "retrain", seed, windows: &case.retain };
+    let retrained_models = models.train(&seeds.iter().map(job).collect::<Vec<_>>())?;
+    let relearn = |seed: u64| {
+        (config.bench.relearn_steps > 0 && full)
+            .then(|| (config.bench.relearn_steps, Seed::new(seed)))
+    };
+    let measure = |all: &[&Lm]| {
+        workers.map(all.len(), |at| sets.answers(all[at], relearn(seeds[at % seeds.len()]), &Workers::new(1)?))
+    };
+    let answers = measure(&originals.iter().map(|model| &model.lm).collect::<Vec<_>>())?;
+    let gold = measure(&retrained_models.iter().map(|model| &model.lm).collect::<Vec<_>>())?;
+    let retrained = retrained_models.iter().zip(gold).map(|(model, answers)| whole(model, answers));
+    let retrained: Vec<Run> = retrained.collect();
+
+    // stages A to C for every seed's model
+    let staged = workers.map(seeds.len(), |at| {
+        let one = Workers::new(1)?;
+        let (lm, seed) = (&originals[at].lm, Seed::new(seeds[at]));
+        let stage = |corruption| prepare(lm, setting, &case, &config.circuit, corruption, seed, &one);
+        let random = if full { Some(stage(Corruption::Random)?) } else { None };
+        Ok((stage(config.circuit.corruption)?, random))
+    })?;
+    let windows_of = |corruption, loss| {
+        let start = Instant::now();
+        let seed = Seed::new(seeds[0]);
+        let windows = forget_windows(setting, &case, &config.circuit, corruption, loss, seed)?;
+        Ok::<_, Error>((windows, start.elapsed().as_secs_f64()))
+    };
+    let counterfactual = windows_of(config.circuit.corruption, ForgetLoss::CfKl)?;
+    let random = match full {
+        true => Some(windows_of(Corruption::Random, ForgetLoss::CfKl)?),
+        false => None,
+    };
+    let stop_at = workers.map(seeds.len(), |at| {
+        let seed = Seed::new(seeds[at]);
+        stop_target(&originals[at].lm, setting, &counterfactual.0, &case, seed, &Workers::new(1)?)
+    })?;
+
+    let bar = progress(0, &format!("unlearn {}", request.name()));
+    let one_run = |method: &Method, at: usize, lr: f64| {
+        let (prepared, by_random) = &staged[at];
+        let used = match (method.source, by_random) {
+            (Source::RandomCorruption, Some(by_random)) => by_random,
+            _ => prepared,
+        };
+        let (windows, pair_seconds) = match (method.source, &random) {
+            (Source::RandomCorruption, Some(random)) => random,
+            _ => &counterfactual,
+        };
+        let plan = plan_of(method, config, used, setting, seeds[at], lr)?;
+        let run = one(&sets, &case, originals, at, windows, &plan, stop_at[at], seeds[at], relearn(seeds[at]))?;
+        bar.add(1);
+        let circuits = !matches!(method.source, Source::None | Source::AllShared);
+        let mut seconds = if circuits { used.seconds } else { Seconds::default() };
+        if plan.options.loss == ForgetLoss::CfKl {
+            seconds.pairs += pair_seconds;
+        }
+        seconds.update = run.seconds.update;
+        Ok::<_, Error>(Run { seconds, ..run })
+    };
+    // learning rates are tuned on the first seed, without looking at a retrained model
+    let chosen: Vec<Method> =
+        methods().into_iter().filter(|method| full || method.short).collect();
+    let lrs = &config.bench.lrs;
+    let first = workers.map(chosen.len() * lrs.len(), |job| {
+        one_run(&chosen[job / lrs.len()], 0, lrs[job % lrs.len()])
+    })?;
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    let goal = (stop_at[0], answers[0].tuning);
+    for (method, tries) in chosen.iter().zip(first.chunks(lrs.len())) {
+        let best = tries.iter().min_by(|a, b| badness(a, goal).total_cmp(&badness(b, goal)));
+        let best = best.ok_or_else(|| Error::Bug("a method without a learning rate".into()))?;
+        outcomes.push(Outcome { method: method.clone(), runs: vec![best.clone()] });
+    }
+    let others = seeds.len() - 1;
+    let rest = workers.map(outcomes.len() * others, |job| {
+        let outcome = &outcomes[job / others];
+        one_run(&outcome.method, 1 + job % others, outcome.runs[0].lr)
+    })?;
+    for (outcome, runs) in outcomes.iter_mut().zip(rest.chunks(others)) {
+        outcome.runs.extend_from_slice(runs);
+    }
+    let sharded = if full { sharded(comparison, models, &case, &sets)? } else { Vec::new() };
+    let exact = if full && config.bench.exact_pairs > 0 {
+        let (lm, prepared) = (&originals[0].lm, &staged[0].0);
+        let pairs = prepared.forget.pairs.first(config.bench.exact_pairs);
+        let steps = (config.circuit.steps > 0).then_some(config.circuit.steps);
+        let network = &prepared.network;
+        let fast = attribution::attribute(lm, network, &pairs, steps, workers)?.mean();
+        let slow = attribution::exact(lm, network, &pairs, workers)?.mean();
+        let rho = spearman(&fast, &slow);
+        Some((fast, slow, rho))
+    } else {
+        None
+    };
+    let prepared: Vec<Prepared> = staged.into_iter().map(|(prepared, _)| prepared).collect();
+    let groupings =
+        prepared.iter().map(|prepared| prepared.groups(&config.groups)).collect::<Result<_>>()?;
+    let measured = Measured {
+        sets,
+        originals: answers,
+        retrained,
+        outcomes,
+        sharded,
+        prepared,
+        groupings,
+        stop_at,
+        exact,
+    };
+    let dataset = format!("{}, forget {}", comparison.dataset, request.name());
+    report.rows.extend(table::rows(&dataset, config, &measured, &case));
+    if full {
+        report.figures.extend(figures::of_request(&dataset, &measured)?);
+        if let Some(folder) = comparison.folder {
+            for (name, text) in figures::graph_files(&measured)? {
+                folder.write(&format!("graphs/{name}"), text.as_bytes())?;
+            }
+        }
+    } else {
+        report.figures.push(figures::distances(&dataset, &report.rows));
+    }
+    Ok(())
+}
+
+fn whole(model: &Model, answers: Answers) -> Run {
+    Run {
+        answers,
+        seconds: Seconds { update: model.seconds, ..Seconds::default() },
+        windows: model.windows,
+        lr: 0.0,
+        progress: Progress::default(),
+    }
+}
+
+/// How far a run is from the stop rule's mark, plus what it costs the users who stay. Log losses
+/// both, so they add.
+fn badness(run: &Run, (stop_at, tuning): (Option<f64>, f64)) -> f64 {
+    let forget = run.progress.looks.last().map_or(f64::INFINITY, |look| look.forget);
+    let gap = stop_at.map_or(0.0, |mark| (forget - mark).abs());
+    gap + (run.answers.tuning - tuning).max(0.0)
+}
+
+fn plan_of(
+    method: &Method,
+    config: &Config,
+    prepared: &Prepared,
+    setting: &Setting,
+    seed: u64,
+    lr: f64,
+) -> Result<Plan> {
+    let groups = |groups: GroupsConfig| prepared.groups(&groups);
+    let standard = || groups(config.groups.clone());
+    let grouping = match method.source {
+        Source::None => None,
+        Source::Circuits | Source::RandomCorruption => Some(standard()?),
+        Source::Shuffled => {
+            let mut stream = Seed::new(seed).stream("shuffled-groups");
+            Some(standard()?.shuffled(&prepared.network, &mut stream))
+        }
+        Source::GradientOnly => {
+            Some(groups(GroupsConfig { lambda: 0.0, rule: GroupRule::Ratio, ..config.groups.clone() })?)
+        }
+        Source::AllShared => Some(Grouping::all(prepared.network.modules(), Group::Shared)),
+        Source::Swapped => Some(standard()?.swapped()),
+        Source::SetRule => {
+            Some(groups(GroupsConfig { rule: GroupRule::Set, ..config.groups.clone() })?)
+        }
+    };
+    debug_assert!(setting.history > 0);
+    let options = UnlearnConfig {
+        lr,
+        loss: method.loss.unwrap_or(config.unlearn.loss),
+        order: if method.blockwise { Order::Blockwise } else { config.unlearn.order },
+        lora: if method.lora {
+            Some(config.unlearn.lora.clone().unwrap_or_default())
+        } else {
+            config.unlearn.lora.clone()
+        },
+        ..config.unlearn.clone()
+    };
+    Ok(Plan { options, rule: method.rule.clone(), grouping })
+}
+
+#[allow(clippy::too_many_arguments)]
+fn one(
+    sets: &Sets,
+    case: &Case,
+    originals: &[Model],
+    at: usize,
+    windows: &[ForgetWindow],
+    plan: &Plan,
+    stop_at: Option<f64>,
+    seed: u64,
+    relearn: Option<(usize, Seed)>,
+) -> Result<Run> {
+    let single = Workers::new(1)?;
+    let task =
+        Task { original: &originals[at].lm, forget: windows, retain: &case.retain, stop_at };
+    let done = unlearn(&task, plan, None, Seed::new(seed), &single, None)?;
+    Ok(Run {
+        answers: sets.answers(&done.lm, relearn, &single)?,
+        seconds: Seconds { update: done.seconds, ..Seconds::default() },
+        windows: done.windows,
+        lr: plan.options.lr,
+        progress: done.progress,
+    })
+}
+
+/// SISA and RecEraser after the deletion: shards that lost events are trained anew; answers are the
+/// mean over the shards' models.
+fn sharded(
+    comparison: &Comparison<'_>,
+    models: &mut Models<'_>,
+    case: &Case,
+    sets: &Sets,
+) -> Result<Vec<(String, Vec<Run>, String)>> {
+    let Comparison { setting, seeds, workers, .. } = *comparison;
+    let mut all = Vec::new();
+    for (name, sharding) in [("SISA", Sharding::Random), ("RecEraser", Sharding::ByTaste)] {
+        let mut runs = Vec::new();
+        let (mut touched, mut total) = (0, 0);
+        for &seed in seeds {
+            let mut stream = Seed::new(seed).stream(&format!("shards/{name}"));
+            let shard = shards(&setting.data, &setting.split, sharding, SHARDS, &mut stream);
+            let windows: Vec<Vec<Prompt>> = (0..SHARDS)
+                .map(|wanted| {
+                    let mask: Vec<Vec<bool>> = case
+                        .retained
+                        .iter()
+                        .enumerate()
+                        .map(|(user, kept)| {
+                            let here = shard[user] == Some(wanted);
+                            kept.iter().map(|&kept| kept && here).collect()
+                        })
+                        .collect();
+                    setting.prompts().of_mask(&mask)
+                })
+                .filter(|windows| !windows.is_empty())
+                .collect();
+            let hit: Vec<usize> = case.deletion.users().iter().filter_map(|&u| shard[u]).collect();
+            let affected = (0..SHARDS).filter(|shard| hit.contains(shard)).count();
+            (touched, total) = (touched + affected, total + SHARDS);
+            let jobs: Vec<Job<'_>> =
+                windows.iter().map(|windows| Job { name: "shard", seed, windows }).collect();
+            let members = models.train(&jobs)?;
+            let answers =
+                workers.map(members.len(), |at| sets.answers(&members[at].lm, None, &Workers::new(1)?))?;
+            let share = affected as f64 / SHARDS as f64;
+            let sum = |part: fn(&Model) -> f64| share * members.iter().map(part).sum::<f64>();
+            runs.push(Run {
+                answers: mean_answers(sets, &members, &answers)?,
+                seconds: Seconds { update: sum(|m| m.seconds), ..Seconds::default() },
+                windows: sum(|m| m.windows as f64) as usize,
+                lr: 0.0,
+                progress: Progress::default(),
+            });
+        }
+        let note = format!("{SHARDS} shards; the request touches {touched} of {total} over the seeds");
+        all.push((name.to_owned(), runs, note));
+    }
+    Ok(all)
+}
+
+fn mean_answers(sets: &Sets, members: &[Model], answers: &[Answers]) -> Result<Answers> {
+    let mean = |part: &dyn Fn(&Answers) -> &[f64]| -> Vec<f64> {
+        let n = answers.len() as f64;
+        let count = part(&answers[0]).len();
+        (0..count).map(|at| answers.iter().map(|a| part(a)[at]).sum::<f64>() / n).collect()
+    };
+    let of = |part: &Part| {
+        let one = Workers::new(1)?;
+        let each = members.iter().map(|m| predict(&m.lm, &part.prompts, &one));
+        let each = each.collect::<Result<Vec<_>>>()?;
+        let n = each.len() as f64;
+        let mean: Vec<f64> =
+            (0..part.labels.len()).map(|at| each.iter().map(|p| p[at]).sum::<f64>() / n).collect();
+        Ok::<_, Error>(Quality::of(&part.labels, &mean))
+    };
+    let full = (0..answers[0].full.len())
+        .map(|at| {
+            let tokens = answers[0].full[at].len();
+            let n = answers.len() as f32;
+            (0..tokens).map(|t| answers.iter().map(|a| a.full[at][t]).sum::<f32>() / n).collect()
+        })
+        .collect();
+    Ok(Answers {
+        forget: mean(&|a| &a.forget),
+        full,
+        held_out: mean(&|a| &a.held_out),
+        test: of(&sets.test)?,
+        tuning: of(&sets.tuning)?.log_loss,
+        relearned: None,
+    })
+}

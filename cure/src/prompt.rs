@@ -1,0 +1,173 @@
+//! Yes/No prompts over a user's history, as token ids.
+//!
+//! A prompt is `<bos> title₁ answer₁ title₂ answer₂ … title`, oldest first; the answer to a title is
+//! the token `Yes` (liked) or `No`, and the model is asked for the answer after the last title. A
+//! title takes a fixed number of word tokens (its rarest words, padded), so that an item can be
+//! exchanged for another without moving anything else. Since the model is causal, a window of
+//! `history + 1` events holds the prompts of all its prefixes, and training asks for every answer
+//! in it.
+
+use std::collections::BTreeMap;
+
+use common::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Fills titles with fewer words than the budget, and windows of a batch to a common length.
+pub const PAD: u32 = 0;
+/// Begins every prompt.
+pub const BOS: u32 = 1;
+/// Answer: not liked.
+pub const NO: u32 = 2;
+/// Answer: liked.
+pub const YES: u32 = 3;
+const RESERVED: [&str; 4] = ["<pad>", "<bos>", "No", "Yes"];
+
+/// The answer token of a label.
+pub fn answer_token(liked: bool) -> u32 {
+    if liked { YES } else { NO }
+}
+
+/// Words of titles as tokens, and the tokens of every item.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vocabulary {
+    /// Tokens of a title, see the module.
+    pub title_tokens: usize,
+    /// Token → word.
+    pub words: Vec<String>,
+    /// Item number → title tokens, `title_tokens` each.
+    items: Vec<Vec<u32>>,
+}
+
+impl Vocabulary {
+    /// The vocabulary of these titles, `title_tokens` (at least 1) words a title: of longer titles the
+    /// words that the fewest titles have, in the title's order.
+    pub fn of_titles<'a>(
+        titles: impl Iterator<Item = &'a str> + Clone,
+        title_tokens: usize,
+    ) -> Result<Self> {
+        if title_tokens == 0 {
+            return Err(Error::usage("a title of 0 tokens; use at least 1"));
+        }
+        let mut titles_with: BTreeMap<String, usize> = BTreeMap::new();
+        for title in titles.clone() {
+            let mut words = words_of(title);
+            words.sort_unstable();
+            words.dedup();
+            for word in words {
+                *titles_with.entry(word).or_default() += 1;
+            }
+        }
+        let mut ids: BTreeMap<String, u32> = BTreeMap::new();
+        let mut words: Vec<String> = RESERVED.map(str::to_owned).to_vec();
+        let mut items = Vec::new();
+        for title in titles {
+            let all = words_of(title);
+            let mut kept: Vec<usize> = (0..all.len()).collect();
+            kept.sort_by_key(|&at| (titles_with[&all[at]], at));
+            kept.truncate(title_tokens);
+            kept.sort_unstable();
+            let mut tokens: Vec<u32> = kept
+                .into_iter()
+                .map(|at| {
+                    *ids.entry(all[at].clone()).or_insert_with(|| {
+                        words.push(all[at].clone());
+                        words.len() as u32 - 1
+                    })
+                })
+                .collect();
+            tokens.resize(title_tokens, PAD);
+            items.push(tokens);
+        }
+        Ok(Self { title_tokens, words, items })
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Whether there is no token; never the case for one made of titles.
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// Number of items.
+    pub fn items(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Title tokens of an item.
+    pub fn item(&self, item: u32) -> &[u32] {
+        &self.items[item as usize]
+    }
+
+    /// Tokens of a window of `events` events, without its last answer.
+    pub fn window_tokens(&self, events: usize) -> usize {
+        events * (self.title_tokens + 1)
+    }
+
+    /// Position of the last title token of event `event` in a window: where its answer is asked.
+    pub fn answer_position(&self, event: usize) -> usize {
+        (event + 1) * (self.title_tokens + 1) - 1
+    }
+
+    /// The window of `events` (item, liked), all answers asked.
+    pub fn window(&self, events: &[(u32, bool)]) -> Prompt {
+        let mut ids = Vec::with_capacity(self.window_tokens(events.len()) + 1);
+        ids.push(BOS);
+        let mut answers = Vec::with_capacity(events.len());
+        for &(item, liked) in events {
+            ids.extend_from_slice(self.item(item));
+            answers.push(Answer { position: ids.len() - 1, liked });
+            ids.push(answer_token(liked));
+        }
+        ids.pop();
+        Prompt { ids, answers }
+    }
+
+    /// The prompt that asks for the last of `events` only.
+    pub fn prompt(&self, events: &[(u32, bool)]) -> Prompt {
+        let mut prompt = self.window(events);
+        let last = prompt.answers.len().saturating_sub(1);
+        prompt.answers.drain(..last);
+        prompt
+    }
+}
+
+/// Lower-case letters and digits, apostrophes kept.
+fn words_of(title: &str) -> Vec<String> {
+    let lower = title.to_lowercase();
+    lower
+        .split(|c: char| !(c.is_alphanumeric() || c == '\''))
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Where an answer is asked, and the right one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// Position of the token after which the answer comes.
+    pub position: usize,
+    /// Yes or No.
+    pub liked: bool,
+}
+
+/// Token ids with the answers that are asked in them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Prompt {
+    /// Tokens.
+    pub ids: Vec<u32>,
+    /// Ascending by position.
+    pub answers: Vec<Answer>,
+}
+
+/// Number of answers in all prompts.
+pub fn answers(prompts: &[Prompt]) -> usize {
+    prompts.iter().map(|prompt| prompt.answers.len()).sum()
+}
+
+/// Labels of all answers, in order.
+pub fn labels(prompts: &[Prompt]) -> Vec<bool> {
+    prompts.iter().flat_map(|prompt| prompt.answers.iter().map(|answer| answer.liked)).collect()
+}

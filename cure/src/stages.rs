@@ -1,0 +1,411 @@
+//! The stages of the algorithm over one data set and one deletion request.
+
+use std::time::Instant;
+
+use common::lm::{Lm, LmConfig};
+use common::optim::Workers;
+use common::rng::Seed;
+use common::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{CircuitConfig, Config, DataConfig, GroupsConfig, ModelConfig};
+use crate::data::{Deletion, Interactions, Prompts, Request, Split, Window};
+use crate::eval::Part;
+use crate::model::groups::{self, GroupRule};
+use crate::model::losses::ForgetLoss;
+use crate::model::{Circuit, Grouping, Network, Pairs, Recommender, attribution, circuit};
+use crate::pairs::{self, Corruption, Corruptor, Graph};
+use crate::prompt::{Prompt, Vocabulary};
+use crate::train::unlearn::{ForgetWindow, mean_loss};
+use crate::train::{self};
+
+/// Data, split and vocabulary: what all models of a run share.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// All histories.
+    pub data: Interactions,
+    /// Train, tune, test, held-out users.
+    pub split: Split,
+    /// Title tokens.
+    pub vocabulary: Vocabulary,
+    /// K.
+    pub history: usize,
+    /// The training events.
+    pub mask: Vec<Vec<bool>>,
+}
+
+impl Setting {
+    /// Draws users if the config says so, splits, and makes the vocabulary of all titles. The split
+    /// depends on `seed` only.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when nothing is left to train on.
+    pub fn new(config: &DataConfig, data: Interactions, seed: Seed) -> Result<Self> {
+        let data = match config.users {
+            0 => data,
+            users => data.sample_users(users, &mut seed.stream("users")),
+        };
+        let split = Split::new(&data, config.held_out, &mut seed.stream("split"));
+        if split.train.iter().sum::<usize>() == 0 {
+            return Err(Error::data(
+                format!("{} users with {} events", data.users.len(), data.events()),
+                "enough events to train on: some users with at least 2",
+            ));
+        }
+        let titles = data.items.iter().map(|item| item.title.as_str());
+        let vocabulary = Vocabulary::of_titles(titles, config.title_tokens)?;
+        let mask = split.train_mask(&data);
+        Ok(Self { data, split, vocabulary, history: config.history, mask })
+    }
+
+    /// The prompts.
+    pub fn prompts(&self) -> Prompts<'_> {
+        Prompts { data: &self.data, vocabulary: &self.vocabulary, history: self.history }
+    }
+
+    /// The decoder for this vocabulary.
+    pub fn lm_config(&self, model: &ModelConfig, data: &DataConfig) -> LmConfig {
+        train::lm_config(model, data, &self.vocabulary)
+    }
+
+    /// Windows of never-seen users over the first 80 % of their events, as training windows are.
+    pub fn held_out(&self) -> Vec<Prompt> {
+        let of = |user: usize| {
+            let events = self.data.histories[user].len();
+            let until = if self.split.held_out[user] { events * 8 / 10 } else { 0 };
+            (0..events).map(|event| event < until).collect()
+        };
+        let mask: Vec<Vec<bool>> = (0..self.data.users.len()).map(of).collect();
+        self.prompts().of_mask(&mask)
+    }
+
+    /// At most `most` test records of `users`, spread evenly.
+    pub fn test_records(&self, users: &[usize], most: usize) -> Vec<Window> {
+        let (data, split) = (&self.data, &self.split);
+        let range = |user: usize| split.valid[user]..data.histories[user].len();
+        let all = self.prompts().records(users, range);
+        let step = all.len().div_ceil(most.max(1)).max(1);
+        all.into_iter().step_by(step).collect()
+    }
+}
+
+/// A deletion request with both sides of the data.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// What was asked.
+    pub request: Request,
+    /// The events meant.
+    pub deletion: Deletion,
+    /// Training events that stay.
+    pub retained: Vec<Vec<bool>>,
+    /// D_f: training windows with deleted events, in a random order.
+    pub forget: Vec<(Window, Prompt)>,
+    /// D_r: windows over what stays.
+    pub retain: Vec<Prompt>,
+}
+
+impl Case {
+    /// Resolves the request.
+    ///
+    /// # Errors
+    /// Those of [`Request::resolve`].
+    pub fn new(setting: &Setting, request: &Request, seed: Seed) -> Result<Self> {
+        let stream = &mut seed.stream(&format!("request/{}", request.name()));
+        let deletion = request.resolve(&setting.data, &setting.split, stream)?;
+        Self::of_deletion(setting, request.clone(), deletion, seed)
+    }
+
+    /// The case of given events.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when nothing is left to retain.
+    pub fn of_deletion(
+        setting: &Setting,
+        request: Request,
+        deletion: Deletion,
+        seed: Seed,
+    ) -> Result<Self> {
+        let prompts = setting.prompts();
+        let retained = deletion.retained(&setting.mask);
+        let mut forget = prompts.deleted(&setting.mask, &deletion);
+        seed.stream("forget-order").shuffle(&mut forget);
+        let retain = prompts.of_mask(&retained);
+        if retain.is_empty() {
+            return Err(Error::data("a forget set of all training events", "some events to retain"));
+        }
+        Ok(Self { request, deletion, retained, forget, retain })
+    }
+
+    /// D_f as prompts.
+    pub fn forget_part(&self) -> Part {
+        Part::new(self.forget.iter().map(|(_, prompt)| prompt.clone()).collect())
+    }
+
+    /// Users whose training events all stay: those that are still served.
+    pub fn served(&self, setting: &Setting) -> Vec<usize> {
+        let left: Vec<usize> = self.deletion.users();
+        let all_gone = |user: usize| !self.retained[user].iter().any(|&kept| kept);
+        setting
+            .split
+            .train_users()
+            .into_iter()
+            .filter(|user| left.binary_search(user).is_err() || !all_gone(*user))
+            .collect()
+    }
+}
+
+/// Circuits and contributions of one side.
+#[derive(Debug, Clone)]
+pub struct Side {
+    /// Pairs with an effect.
+    pub pairs: Pairs,
+    /// Share of the pairs that had none.
+    pub rejected: f64,
+    /// The circuit.
+    pub circuit: Circuit,
+    /// Eq. 4.
+    pub structural: Vec<f64>,
+    /// Eq. 5.
+    pub gradient: Vec<f64>,
+}
+
+/// Stages A to C.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The decoder's graph.
+    pub network: Network,
+    /// Of D_f.
+    pub forget: Side,
+    /// Of D_r.
+    pub retain: Side,
+    /// Seconds of pairs, of attribution and circuits.
+    pub seconds: Seconds,
+}
+
+/// Where the time went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seconds {
+    /// Stage A.
+    pub pairs: f64,
+    /// Stages B and C.
+    pub attribution: f64,
+    /// Stage D.
+    pub update: f64,
+}
+
+impl Seconds {
+    /// All stages.
+    pub fn total(&self) -> f64 {
+        self.pairs + self.attribution + self.update
+    }
+}
+
+impl Prepared {
+    /// Groups by a rule with λ_s (1 = structure only, 0 = gradients only).
+    ///
+    /// # Errors
+    /// Those of [`Grouping::by_ratio`].
+    pub fn groups(&self, config: &GroupsConfig) -> Result<Grouping> {
+        match config.rule {
+            GroupRule::Set => Ok(Grouping::by_set(
+                &self.forget.circuit.modules(&self.network),
+                &self.retain.circuit.modules(&self.network),
+            )),
+            GroupRule::Ratio => {
+                let [f, r] = self.contributions(config.lambda);
+                Grouping::by_ratio(&f, &r, config.delta, config.frozen)
+            }
+        }
+    }
+
+    /// Eq. 6 of both sides.
+    pub fn contributions(&self, lambda: f64) -> [Vec<f64>; 2] {
+        [&self.forget, &self.retain]
+            .map(|side| groups::contribution(&side.structural, &side.gradient, lambda))
+    }
+}
+
+/// Windows of full length whose last event `asks` accepts, at most `count`.
+fn full_windows<'a>(
+    setting: &Setting,
+    windows: impl Iterator<Item = &'a Window>,
+    asks: impl Fn(&Window) -> bool,
+    count: usize,
+) -> Vec<Window> {
+    let full = |window: &&Window| window.events.len() == setting.history + 1 && asks(window);
+    windows.filter(full).take(count).cloned().collect()
+}
+
+/// Stages A to C: pairs of both sides, circuits, contributions.
+///
+/// # Errors
+/// [`Error::Data`] when a side has no full window or no pair with an effect.
+pub fn prepare(
+    lm: &Lm,
+    setting: &Setting,
+    case: &Case,
+    config: &CircuitConfig,
+    corruption: Corruption,
+    seed: Seed,
+    workers: &Workers,
+) -> Result<Prepared> {
+    let start = Instant::now();
+    let prompts = setting.prompts();
+    let graph = Graph::new(&setting.data, &setting.mask, config.restart)?;
+    let corruptor = Corruptor::new(&graph, corruption, config.share, seed)?;
+    let deleted = case.deletion.flags();
+    let asked = |window: &Window| {
+        window.events.last().is_some_and(|&event| deleted[window.user][event])
+    };
+    let forget =
+        full_windows(setting, case.forget.iter().map(|(window, _)| window), asked, config.pairs);
+    let mut kept = prompts.windows(&case.retained);
+    seed.stream("retain-pairs").shuffle(&mut kept);
+    let retain = full_windows(setting, kept.iter(), |_| true, config.pairs);
+    let network = Network::new(lm.config());
+    let mut sides = Vec::new();
+    for (name, windows) in [("forget", &forget), ("retain", &retain)] {
+        if windows.is_empty() {
+            return Err(Error::data(
+                format!("no {name} window with a full history of {} events", setting.history),
+                "at least one; use a shorter data.history",
+            ));
+        }
+        warm(&graph, &setting.data, windows.iter(), corruption)?;
+        sides.push(pairs::of_windows(windows, &prompts, &corruptor)?);
+    }
+    let mut seconds = Seconds { pairs: start.elapsed().as_secs_f64(), ..Seconds::default() };
+    let start = Instant::now();
+    let mut done = Vec::new();
+    for (name, all) in ["forget", "retain"].into_iter().zip(sides) {
+        let both = attribution::metrics(lm, &network, &all, workers)?;
+        let (pairs, rejected) = pairs::with_effect(&all, &both);
+        let pairs = pairs.ok_or_else(|| {
+            Error::data(
+                format!("{} {name} pairs, none of them with an effect", all.len()),
+                "some whose corruption lowers the right answer; use another circuit.corruption",
+            )
+        })?;
+        let steps = (config.steps > 0).then_some(config.steps);
+        let scores = attribution::attribute(lm, &network, &pairs, steps, workers)?.mean();
+        let (rule, target) = (config.selection, config.faithfulness);
+        let circuit = circuit::extract(lm, &network, &pairs, scores, rule, target, workers)?;
+        let gates = attribution::gate_gradients(lm, &network, &pairs, workers)?;
+        done.push(Side {
+            structural: groups::structural(&network, &circuit),
+            gradient: groups::normalised(gates),
+            pairs,
+            rejected,
+            circuit,
+        });
+    }
+    seconds.attribution = start.elapsed().as_secs_f64();
+    let [forget, retain] =
+        done.try_into().map_err(|_| Error::Bug("two sides, two circuits".to_owned()))?;
+    Ok(Prepared { network, forget, retain, seconds })
+}
+
+/// Computes the PageRank of what windows will ask for, on all cores.
+fn warm<'a>(
+    graph: &Graph<'_>,
+    data: &Interactions,
+    windows: impl Iterator<Item = &'a Window>,
+    corruption: Corruption,
+) -> Result<()> {
+    let (mut users, mut targets) = (Vec::new(), Vec::new());
+    for window in windows {
+        if !matches!(corruption, Corruption::Random | Corruption::LabelFlip) {
+            users.push(window.user);
+        }
+        if matches!(corruption, Corruption::PprEvidence | Corruption::LabelFlip) {
+            let last = window.events.last().map(|&event| data.histories[window.user][event].item);
+            targets.extend(last);
+        }
+    }
+    graph.prepare(&users, &targets)
+}
+
+/// D_f for an unlearner, with counterfactuals where the loss needs them.
+///
+/// # Errors
+/// Those of the corruption.
+pub fn forget_windows(
+    setting: &Setting,
+    case: &Case,
+    config: &CircuitConfig,
+    corruption: Corruption,
+    loss: ForgetLoss,
+    seed: Seed,
+) -> Result<Vec<ForgetWindow>> {
+    let plain = |(_, prompt): &(Window, Prompt)| ForgetWindow {
+        prompt: prompt.clone(),
+        counterfactuals: Vec::new(),
+    };
+    if loss != ForgetLoss::CfKl {
+        return Ok(case.forget.iter().map(plain).collect());
+    }
+    let graph = Graph::new(&setting.data, &setting.mask, config.restart)?;
+    let corruptor = Corruptor::new(&graph, corruption, config.share, seed)?;
+    warm(&graph, &setting.data, case.forget.iter().map(|(window, _)| window), corruption)?;
+    let one = |(window, prompt): &(Window, Prompt)| {
+        let counterfactuals =
+            pairs::counterfactuals(window, prompt, &setting.vocabulary, &corruptor)?;
+        Ok(ForgetWindow { prompt: prompt.clone(), counterfactuals })
+    };
+    case.forget.iter().map(one).collect()
+}
+
+/// Windows that a mean loss is taken over.
+const SAMPLE: usize = 400;
+
+/// The forget loss at which to stop: the original's loss on D_f plus what it gains on training windows
+/// over never-seen users. (The never-seen users' own loss would be a biased mark: users differ.)
+/// `None` without held-out users.
+///
+/// # Errors
+/// Those of the passes.
+pub fn stop_target(
+    lm: &Lm,
+    setting: &Setting,
+    forget: &[ForgetWindow],
+    case: &Case,
+    seed: Seed,
+    workers: &Workers,
+) -> Result<Option<f64>> {
+    let held_out = setting.held_out();
+    if held_out.is_empty() {
+        return Ok(None);
+    }
+    let model = Recommender { lm: lm.frozen()? };
+    let sample = |prompts: &[Prompt], name: &str| {
+        let mut stream = seed.stream(&format!("sample/{name}"));
+        let chosen = stream.sample(prompts.len(), SAMPLE.min(prompts.len()));
+        let chosen: Vec<&Prompt> = chosen.into_iter().map(|at| &prompts[at]).collect();
+        mean_loss(&model, &chosen, workers)
+    };
+    let gain = sample(&held_out, "held-out")? - sample(&case.retain, "retain")?;
+    let probe: Vec<&Prompt> =
+        forget.iter().take(train::unlearn::PROBE).map(|window| &window.prompt).collect();
+    Ok(Some(mean_loss(&model, &probe, workers)? + gain))
+}
+
+/// Checks that a loaded model fits the vocabulary.
+///
+/// # Errors
+/// [`Error::Asset`] that names both sizes.
+pub fn check_fit(lm: &Lm, setting: &Setting, config: &Config) -> Result<()> {
+    let (vocabulary, positions) =
+        (setting.vocabulary.len(), setting.vocabulary.window_tokens(config.data.history + 1));
+    let c = lm.config();
+    if c.vocab_size != vocabulary || c.max_position_embeddings < positions {
+        return Err(Error::asset(
+            "model",
+            format!("{} tokens and {} positions", c.vocab_size, c.max_position_embeddings),
+            format!(
+                "use a model fitted on this data and config: {vocabulary} tokens and at least \
+                 {positions} positions"
+            ),
+        ));
+    }
+    Ok(())
+}

@@ -272,7 +272,7 @@ impl Config {
         Self {
             data: DataConfig { users: 120, ..DataConfig::default() },
             model: ModelConfig { layers: 1, heads: 2, width: 32 },
-            fit: FitConfig { epochs: 3, batch: 32, ..FitConfig::default() },
+            fit: FitConfig { epochs: 6, batch: 32, lr: 5e-3, ..FitConfig::default() },
             circuit: CircuitConfig { pairs: 16, steps: 2, ..CircuitConfig::default() },
             unlearn: UnlearnConfig { steps: 10, batch: 16, ..UnlearnConfig::default() },
             bench: BenchConfig {

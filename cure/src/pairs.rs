@@ -290,10 +290,17 @@ pub fn counterfactuals(
 }
 
 /// Pairs with an effect: those whose corruption lowers the metric by at least 0.1 standard deviations
-/// of the clean metrics; and the share of the others.
+/// of the clean metrics, but at least the quarter with the largest effect above 0; and the share of
+/// the pairs below the bound.
 pub fn with_effect(pairs: &Pairs, [clean, corrupt]: &[Vec<f64>; 2]) -> (Option<Pairs>, f64) {
     let (_, sd) = common::stats::mean_sd(clean);
-    let keep: Vec<bool> = clean.iter().zip(corrupt).map(|(m, c)| m - c >= 0.1 * sd).collect();
-    let rejected = keep.iter().filter(|&&keep| !keep).count() as f64 / keep.len() as f64;
-    (pairs.filter(&keep), rejected)
+    let effects: Vec<f64> = clean.iter().zip(corrupt).map(|(m, c)| m - c).collect();
+    let mut sorted = effects.clone();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let weakest = sorted.get(sorted.len().div_ceil(4) - 1).copied().unwrap_or(f64::INFINITY);
+    let bound = 0.1 * sd;
+    let keep: Vec<bool> =
+        effects.iter().map(|&effect| effect > 0.0 && effect >= bound.min(weakest)).collect();
+    let rejected = effects.iter().filter(|&&effect| effect < bound).count();
+    (pairs.filter(&keep), rejected as f64 / effects.len() as f64)
 }

@@ -132,11 +132,18 @@ impl Hooks for Record {
     }
 }
 
-/// Starts from a given embedding and keeps a node per reader, whose gradient is that of the
-/// reader's input.
+/// Starts from a given embedding and adds a zero leaf to what each reader reads: its gradient is that
+/// of the reader's input (candle keeps gradients of leaves only).
 struct Trace {
     input: Tensor,
-    seen: Vec<Tensor>,
+    seen: Vec<Var>,
+}
+
+/// A zero leaf, and `tensor` with it added.
+fn with_leaf(tensor: &Tensor) -> Result<(Var, Tensor)> {
+    let leaf = Var::from_tensor(&tensor.zeros_like()?.detach())?;
+    let sum = (tensor + leaf.as_tensor())?;
+    Ok((leaf, sum))
 }
 
 impl Hooks for Trace {
@@ -145,9 +152,9 @@ impl Hooks for Trace {
     }
 
     fn read(&mut self, _: Reader, input: Tensor) -> Result<Tensor> {
-        let node = input.affine(1.0, 0.0)?;
-        self.seen.push(node.clone());
-        Ok(node)
+        let (leaf, sum) = with_leaf(&input)?;
+        self.seen.push(leaf);
+        Ok(sum)
     }
 }
 
@@ -214,12 +221,11 @@ fn attribute_slice(
     // [pairs, readers, tokens · hidden]: mean gradient at every reader's input
     let mut gradients: Option<Tensor> = None;
     for input in inputs {
-        let input = Var::from_tensor(&input)?;
-        let mut trace = Trace { input: input.as_tensor().clone(), seen: Vec::new() };
+        let mut trace = Trace { input, seen: Vec::new() };
         let hidden = lm.hidden_hooked(&clean_ids, &mut trace)?;
         let store = pairs.metric(lm, &hidden)?.sum_all()?.backward()?;
-        let of = |node: &Tensor| {
-            let gradient = store.get(node).ok_or_else(|| {
+        let of = |leaf: &Var| {
+            let gradient = store.get(leaf).ok_or_else(|| {
                 Error::Bug("attribution: a reader's input has no gradient".to_owned())
             })?;
             Ok::<_, Error>(gradient.flatten_from(1)?)
@@ -352,27 +358,24 @@ pub fn gate_gradients(
     pairs: &Pairs,
     workers: &Workers,
 ) -> Result<Vec<f64>> {
+    /// Zero leaves added to what modules write, and the values.
     struct Gate {
-        input: Option<Var>,
-        written: Vec<Tensor>,
+        written: Vec<(Var, Tensor)>,
     }
     impl Hooks for Gate {
         fn write(&mut self, writer: Writer, output: Tensor) -> Result<Tensor> {
             if writer == Writer::Input {
-                let input = Var::from_tensor(&output)?;
-                let node = input.as_tensor().clone();
-                self.input = Some(input);
-                return Ok(node);
+                return Ok(output);
             }
-            let node = output.affine(1.0, 0.0)?;
-            self.written.push(node.clone());
-            Ok(node)
+            let (leaf, sum) = with_leaf(&output)?;
+            self.written.push((leaf, output.detach()));
+            Ok(sum)
         }
     }
     let lm = lm.frozen()?;
     let parts = workers.map(pairs.slices(), |at| {
         let pairs = pairs.slice(at);
-        let mut gate = Gate { input: None, written: Vec::new() };
+        let mut gate = Gate { written: Vec::new() };
         let hidden = lm.hidden_hooked(&pairs.ids(&pairs.clean)?, &mut gate)?;
         let metric = pairs.metric(&lm, &hidden)?;
         // cross-entropy of two answers = softplus(−m): one column at 0, the wrong answer's at −m
@@ -381,11 +384,11 @@ pub fn gate_gradients(
         let options = ops::CrossEntropyOptions { reduction: ops::Reduction::Sum, ..Default::default() };
         let store = ops::cross_entropy(&logits, &first, &options)?.backward()?;
         let mut sums = Vec::with_capacity(network.modules());
-        for node in &gate.written {
-            let gradient = store.get(node).ok_or_else(|| {
+        for (leaf, value) in &gate.written {
+            let gradient = store.get(leaf).ok_or_else(|| {
                 Error::Bug("attribution: a module's output has no gradient".to_owned())
             })?;
-            let gates = (gradient * node.detach())?.flatten_from(1)?.sum(1)?.to_vec1::<f32>()?;
+            let gates = (gradient * value)?.flatten_from(1)?.sum(1)?.to_vec1::<f32>()?;
             sums.push(gates.iter().map(|gate| f64::from(gate.abs())).sum::<f64>());
         }
         Ok(sums)

@@ -1,0 +1,5 @@
+//! Integration tests of the crate, one binary.
+
+#![allow(clippy::unwrap_used)]
+
+mod attribution;

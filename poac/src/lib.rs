@@ -1,1 +1,44 @@
-//! POAC (arXiv 2404.11589).
+//! POAC: prompts for abstract concepts, and a diffusion model tuned to obey them.
+//!
+//! Paper: "Prompt Optimizer of Text-to-Image Diffusion Models for Abstract Concept Understanding",
+//! arXiv 2404.11589, WWW 2024 (companion). A small language model learns to replace an abstract
+//! word ("peace") by objects that people associate with it ("dove, lotus, peace symbol"); reward
+//! feedback learning then tunes the denoiser so that prompt and picture agree. The body of the paper
+//! is not public, so every number here is our own.
+//!
+//! | equation or algorithm | item |
+//! |---|---|
+//! | Algorithm 1 and 4, pairs | [`data::pairs::PairSource`] |
+//! | Eqs. 1 and 2, SFT loss on the answer only | [`train::plm::sft_loss`] |
+//! | Eq. 3, noising | [`model::Schedule::add_noise`] |
+//! | Eq. 4, ẑ₀ | [`model::Schedule::clean_and_noise`] |
+//! | Eq. 5, decoding | [`model::Codec::decode`], [`model::reward::to_unit_range`] |
+//! | Algorithm 2, one ReFL step | [`train::refl::refl_loss`] |
+//! | Eq. 6, reward loss | [`model::reward::reward_loss`] |
+//! | Eq. 7, pre-training loss | [`train::denoiser::denoising_loss`] |
+//! | Eq. 8, their sum, in two stages | [`train::refl::fit`] |
+//! | Eq. 9, standardised ImageReward | [`model::reward::Standard`] |
+//! | Eq. 10, weighted rewards | [`model::reward::combine`] |
+//! | Algorithm 3, gate, rewrite, render | [`data::Gate`], [`rewrite::Rewriter`], [`studio::Base::generate`] |
+//! | §5.2 dual encoders A and B | [`model::Scorer`] |
+//! | §5.3 quality head | [`model::QualityHead`] |
+//! | §7 baselines | [`baselines`] |
+//! | §8 metrics | [`eval`] |
+//! | ours: token table from sentence embeddings | [`features::Features`], [`train::plm::new_model`] |
+//! | ours: keyword vote beside the language model | [`bench::objects::mixed`] |
+//!
+//! [`studio`] keeps all trained pieces, [`mod@bench`] runs the comparison, [`cli`] holds the verbs.
+
+pub mod baselines;
+pub mod bench;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod eval;
+pub mod features;
+pub mod model;
+pub mod png;
+pub mod projection;
+pub mod rewrite;
+pub mod studio;
+pub mod train;

@@ -1,0 +1,110 @@
+//! Other ways from a concept to objects, and from a prompt to a prompt.
+
+use common::Result;
+use common::assets::Assets;
+use common::encode::TextEncoder;
+use ndarray::{Array2, ArrayView1};
+
+use crate::data::World;
+use crate::data::world::{Concept, Split};
+
+/// The objects of the most train keywords, the same for every concept.
+pub fn most_filed(world: &World, count: usize) -> Vec<usize> {
+    let mut filed = vec![0usize; world.objects.len()];
+    for concept in world.split(Split::Train) {
+        concept.objects.iter().for_each(|&object| filed[object] += 1);
+    }
+    let scores: Vec<f64> = filed.into_iter().map(|n| n as f64).collect();
+    top(&scores, count)
+}
+
+/// The indices of the largest scores; ties go to the lower index.
+pub fn top(scores: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    order.truncate(count);
+    order
+}
+
+/// Sentence embeddings (MiniLM) of all train keywords and object names.
+pub struct Neighbours<'a> {
+    encoder: TextEncoder,
+    train: Vec<&'a Concept>,
+    /// `[train concepts, width]`, unit rows.
+    words: Array2<f32>,
+    /// `[objects, width]`, unit rows.
+    names: Array2<f32>,
+}
+
+/// Settings of the nearest-keyword vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vote {
+    /// Keywords that vote.
+    pub neighbours: usize,
+    /// Power of the cosine in a vote's weight.
+    pub power: i32,
+}
+
+impl<'a> Neighbours<'a> {
+    /// Encodes keywords and names.
+    ///
+    /// # Errors
+    /// [`common::Error::Asset`] when MiniLM is absent and can't be fetched.
+    pub fn new(world: &'a World, assets: &Assets) -> Result<Self> {
+        let encoder =
+            TextEncoder::minilm(assets)?.with_cache(&assets.options().cache.join("encoded"))?;
+        let train: Vec<&Concept> = world.split(Split::Train).collect();
+        let words: Vec<&str> = train.iter().map(|concept| concept.word.as_str()).collect();
+        let names: Vec<&str> = world.objects.iter().map(|object| object.name.as_str()).collect();
+        let (words, names) = (encoder.encode(&words)?, encoder.encode(&names)?);
+        Ok(Self { encoder, train, words, names })
+    }
+
+    /// The embeddings of words, `[n, width]`.
+    ///
+    /// # Errors
+    /// Those of the encoder.
+    pub fn encode(&self, words: &[&str]) -> Result<Array2<f32>> {
+        self.encoder.encode(words)
+    }
+
+    /// Cosine of the concept with every object's name: MiniLM without any training.
+    pub fn by_name(&self, concept: ArrayView1<'_, f32>) -> Vec<f64> {
+        self.names.dot(&concept).iter().map(|&cosine| f64::from(cosine)).collect()
+    }
+
+    /// Weighted vote of the nearest train keywords for their objects; objects of one keyword share
+    /// its vote, and the name's cosine decides among equals.
+    pub fn by_keywords(&self, concept: ArrayView1<'_, f32>, vote: Vote) -> Vec<f64> {
+        let cosines: Vec<f64> =
+            self.words.dot(&concept).iter().map(|&cosine| f64::from(cosine)).collect();
+        let mut scores: Vec<f64> =
+            self.by_name(concept).into_iter().map(|cosine| 1e-6 * cosine).collect();
+        for near in top(&cosines, vote.neighbours) {
+            let objects = &self.train[near].objects;
+            let weight = cosines[near].max(0.0).powi(vote.power) / objects.len() as f64;
+            objects.iter().for_each(|&object| scores[object] += weight);
+        }
+        scores
+    }
+
+    /// The nearest train keyword and the objects filed under it (keyword lookup).
+    pub fn nearest(&self, concept: ArrayView1<'_, f32>) -> (&str, &[usize]) {
+        let cosines: Vec<f64> =
+            self.words.dot(&concept).iter().map(|&cosine| f64::from(cosine)).collect();
+        let near = top(&cosines, 1)[0];
+        (&self.train[near].word, &self.train[near].objects)
+    }
+}
+
+/// The vote settings that are tried on validation concepts.
+pub const VOTES: [Vote; 12] = {
+    let mut votes = [Vote { neighbours: 1, power: 1 }; 12];
+    let (sizes, powers) = ([1, 5, 10, 20], [1, 4, 8]);
+    let mut at = 0;
+    while at < 12 {
+        votes[at] = Vote { neighbours: sizes[at / 3], power: powers[at % 3] };
+        at += 1;
+    }
+    votes
+};

@@ -1,0 +1,138 @@
+//! Pairs of a short prompt and an optimised one: Algorithm 4 (no LLM) and users' files.
+
+use std::path::Path;
+
+use common::rng::Stream;
+use common::{Error, Result};
+
+use super::world::Split;
+use super::{Style, Vocabulary, World};
+
+/// Short prompts; the concept follows.
+pub const TEMPLATES: [&str; 3] = ["a picture of", "an image showing", "a picture with"];
+
+/// Objects in an optimised prompt.
+pub const OBJECTS: usize = 3;
+
+/// One pair of a user's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserPair {
+    /// The short prompt x.
+    pub short: String,
+    /// The optimised prompt y.
+    pub optimised: String,
+}
+
+impl UserPair {
+    /// Reads columns `short` and `optimised` of a CSV, JSONL or Parquet file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Data`] with row and column.
+    pub fn read(path: &Path) -> Result<Vec<Self>> {
+        let table = common::data::Table::read(path, &common::data::ReadOptions::default())?;
+        let short = table.column("short")?.non_empty()?;
+        let optimised = table.column("optimised")?.non_empty()?;
+        if short.is_empty() {
+            return Err(Error::data("no row", "at least one pair").in_file(path));
+        }
+        let pairs = short.into_iter().zip(optimised);
+        Ok(pairs
+            .map(|(short, optimised)| Self {
+                short: short.to_owned(),
+                optimised: optimised.to_owned(),
+            })
+            .collect())
+    }
+}
+
+/// One training text for the language model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Tokens of x, the separator, y and the end.
+    pub ids: Vec<u32>,
+    /// The first `prompt` tokens are x and the separator, which the loss leaves out.
+    pub prompt: usize,
+}
+
+/// The serialised prompt `x rephrase :` (§3.2); unknown words are left out.
+pub fn prompt_ids(vocabulary: &Vocabulary, short: &str) -> Vec<u32> {
+    vocabulary.encode(&format!("{} rephrase :", short.trim())).0
+}
+
+/// The optimised prompt: `a dove , a lotus and a bell , in colour`, with articles left to the
+/// printed form so that each object is one token after its separator.
+pub fn optimised(names: &[&str], style: Style) -> String {
+    format!("{}, in {}", names.join(", "), style.word())
+}
+
+/// Draws pairs from keywords (Algorithm 4 of the specification).
+#[derive(Debug)]
+pub struct PairSource<'a> {
+    world: &'a World,
+    vocabulary: &'a Vocabulary,
+    /// Indices of train concepts, the abstract ones apart.
+    all: Vec<usize>,
+    abstracts: Vec<usize>,
+    /// Share of the pairs that come from abstract concepts.
+    pub abstract_share: f64,
+    /// Objects of another concept in place of the right ones: the shuffled control.
+    shuffled: Option<Vec<usize>>,
+}
+
+impl<'a> PairSource<'a> {
+    /// Pairs of the train concepts. With `shuffle` every concept gets another one's objects.
+    pub fn new(world: &'a World, vocabulary: &'a Vocabulary, shuffle: Option<&mut Stream>) -> Self {
+        let train = |keep: &dyn Fn(usize) -> bool| -> Vec<usize> {
+            (0..world.concepts.len())
+                .filter(|&at| world.concepts[at].split == Split::Train && keep(at))
+                .collect()
+        };
+        let all = train(&|_| true);
+        let abstracts = train(&|at| world.concepts[at].abstract_word);
+        let shuffled = shuffle.map(|stream| {
+            let mut to: Vec<usize> = (0..world.concepts.len()).collect();
+            let mut values = all.clone();
+            stream.shuffle(&mut values);
+            for (&from, value) in all.iter().zip(values) {
+                to[from] = value;
+            }
+            to
+        });
+        Self { world, vocabulary, all, abstracts, abstract_share: 0.5, shuffled }
+    }
+
+    /// One pair.
+    pub fn draw(&self, stream: &mut Stream) -> Example {
+        let pool =
+            if stream.chance(self.abstract_share) && !self.abstracts.is_empty() {
+                &self.abstracts
+            } else {
+                &self.all
+            };
+        let concept = pool[stream.below(pool.len())];
+        let target = self.shuffled.as_ref().map_or(concept, |to| to[concept]);
+        let objects = &self.world.concepts[target].objects;
+        let chosen = stream.sample(objects.len(), OBJECTS);
+        let names: Vec<&str> =
+            chosen.iter().map(|&at| self.world.objects[objects[at]].name.as_str()).collect();
+        let style = Style::ALL[stream.below(Style::ALL.len())];
+        let template = TEMPLATES[stream.below(TEMPLATES.len())];
+        let short =
+            format!("{template} {}, in {}", self.world.concepts[concept].word, style.word());
+        self.example(&short, &optimised(&names, style))
+    }
+
+    /// A given pair.
+    pub fn example(&self, short: &str, optimised: &str) -> Example {
+        example(self.vocabulary, short, optimised)
+    }
+}
+
+/// Tokens of a pair.
+pub fn example(vocabulary: &Vocabulary, short: &str, optimised: &str) -> Example {
+    let mut ids = prompt_ids(vocabulary, short);
+    let prompt = ids.len();
+    ids.extend(vocabulary.encode(optimised).0);
+    ids.push(Vocabulary::EOS);
+    Example { ids, prompt }
+}

@@ -1,0 +1,382 @@
+//! All trained pieces together: `fit` makes them, the other verbs use them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+use common::assets::Assets;
+use common::checkpoint::Trained;
+use common::lm::Lm;
+use common::rng::{Seed, Stream};
+use common::{Result, emoji};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::config::Config;
+use crate::data::pairs::{OBJECTS, optimised};
+use crate::data::world::Split;
+use crate::data::{Gate, Images, Style, Vocabulary, World};
+use crate::features::Features;
+use crate::model::reward::Standard;
+use crate::model::sample::{sample, start_noise};
+use crate::model::{Codec, Denoiser, QualityHead, Schedule, Scorer, TextBatch};
+use crate::train::denoiser::Captioned;
+use crate::train::plm::PlmOptions;
+use crate::train::refl::{ReflOptions, RewardModel, Stage};
+use crate::train::scorer::Side;
+use crate::train::{self, History};
+
+/// Raised whenever training code changes what it gives.
+const VERSION: u32 = 1;
+
+/// Pictures of the base model that standardise the rewards (1,000 in the specification).
+const STANDARD_SAMPLE: usize = 128;
+
+/// The world, its words as features and its pictures.
+#[derive(Debug)]
+pub struct Base {
+    /// Settings.
+    pub config: Config,
+    /// Objects and concepts.
+    pub world: World,
+    /// Pictures of the objects.
+    pub images: Images,
+    /// Word features.
+    pub features: Features,
+    /// ᾱ.
+    pub schedule: Schedule,
+    /// What is abstract.
+    pub gate: Gate,
+    trained: Trained,
+    fingerprint: String,
+}
+
+/// The image side: code, denoiser, scorers, heads.
+#[derive(Debug)]
+pub struct ImageModels {
+    /// Code of pictures.
+    pub codec: Codec,
+    /// The denoiser before ReFL.
+    pub denoiser: Denoiser,
+    /// Scorer A: the reward.
+    pub scorer_a: Scorer,
+    /// Scorer B: evaluation only.
+    pub scorer_b: Scorer,
+    /// Quality head on scorer A.
+    pub quality_a: QualityHead,
+    /// Quality head on scorer B.
+    pub quality_b: QualityHead,
+    /// μ and σ of the rewards over pictures of the base model.
+    pub standards: Standards,
+    /// Losses by name of the training.
+    pub histories: BTreeMap<String, History>,
+}
+
+/// Standardisation of the two rewards.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Standards {
+    /// Of scorer A's cosine.
+    pub clip: Standard,
+    /// Of the quality head on scorer A.
+    pub quality: Standard,
+}
+
+/// How ReFL is run: the paper's way or a control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tuning {
+    /// As configured.
+    Reward,
+    /// A constant reward: only the pre-training loss moves the adapters.
+    Constant,
+}
+
+impl Base {
+    /// Reads emoji and MiniLM from the assets, builds the world and draws it.
+    ///
+    /// # Errors
+    /// [`common::Error::Asset`] when an asset is absent; those of [`World::new`].
+    pub fn new(config: &Config, assets: &Assets, seed: Seed) -> Result<Self> {
+        let gate = match &config.concreteness {
+            Some(path) => Gate::with_ratings(path)?,
+            None => Gate::default(),
+        };
+        let pictures = emoji::load(assets)?;
+        let world = World::new(&pictures, &gate, &config.world, seed)?;
+        let names = world.objects.iter().map(|object| object.name.as_str());
+        let words = world.concepts.iter().map(|concept| concept.word.as_str());
+        let vocabulary = Vocabulary::new(names.chain(words));
+        let images = Images::draw(&world, config.diffusion.size)?;
+        let schedule = Schedule::new(config.diffusion.beta, config.diffusion.times);
+        let trained = Trained::new(&assets.options().cache.join("trained").join("poac"));
+        let splits: Vec<u8> = world.concepts.iter().map(|concept| concept.split as u8).collect();
+        let described = format!("{VERSION} {:?} {splits:?}", vocabulary.tokens());
+        let fingerprint = common::run::hash8(described.as_bytes());
+        let key = json!([fingerprint, config.plm.width, seed.value()]);
+        let mut fitted = None;
+        let (tensors, ()) = trained.get_or_train("features", &key, |_| {
+            let features = Features::fit(vocabulary.clone(), config.plm.width, assets, seed)?;
+            let tensors = features.tensors()?;
+            fitted = Some(features);
+            Ok((tensors, ()))
+        })?;
+        let features = match fitted {
+            Some(features) => features,
+            None => Features::from_tensors(vocabulary, &tensors, assets)?,
+        };
+        let config = config.clone();
+        Ok(Self { config, world, images, features, schedule, gate, trained, fingerprint })
+    }
+
+    /// Patch tokens of a picture.
+    pub fn tokens(&self) -> usize {
+        (self.config.diffusion.size / crate::model::codec::PATCH).pow(2)
+    }
+
+    /// The prompt language model of a seed; `shuffle` trains on other concepts' objects (a control).
+    ///
+    /// # Errors
+    /// Those of the training.
+    pub fn plm(&self, seed: Seed, shuffle: bool) -> Result<(Lm, History)> {
+        self.plm_with(&self.config.plm, seed, shuffle)
+    }
+
+    /// [`Base::plm`] with other settings than the config's.
+    ///
+    /// # Errors
+    /// Those of the training.
+    pub fn plm_with(
+        &self,
+        options: &PlmOptions,
+        seed: Seed,
+        shuffle: bool,
+    ) -> Result<(Lm, History)> {
+        let key = json!([self.fingerprint, options, seed.value(), shuffle]);
+        let fresh = train::plm::new_model(&self.features, options, seed)?;
+        let (tensors, history) = self.trained.get_or_train("plm", &key, |work| {
+            let history = train::plm::fit(
+                &fresh, &self.world, &self.features, options, shuffle, seed, work,
+            )?;
+            Ok((owned(fresh.parameters().tensors())?, history))
+        })?;
+        Ok((Lm::from_tensors(fresh.config(), tensors)?, history))
+    }
+
+    /// All image models of a seed before ReFL.
+    ///
+    /// # Errors
+    /// Those of the trainings.
+    pub fn image_models(&self, seed: Seed) -> Result<ImageModels> {
+        let mut histories = BTreeMap::new();
+        let (scorer_a, quality_a) = self.scorer(Side::A, seed, &mut histories)?;
+        let (scorer_b, quality_b) = self.scorer(Side::B, seed, &mut histories)?;
+        let diffusion = &self.config.diffusion;
+        let (tokens, width) = (self.tokens(), self.features.width());
+        let components = diffusion.model.components;
+        let key = json!([self.fingerprint, diffusion, seed.value()]);
+        let (mut tensors, history) = self.trained.get_or_train("denoiser", &key, |work| {
+            let objects = (0..self.images.len()).map(|at| (at, Style::Colour));
+            let codec = Codec::fit(&self.images.batch(&objects.collect::<Vec<_>>())?, components, seed)?;
+            let captioned =
+                Captioned::new(&self.world, &self.images, &codec, &self.features)?;
+            let denoiser = Denoiser::new(&diffusion.model, tokens, width, seed)?;
+            let history = train::denoiser::fit(
+                &denoiser,
+                &self.schedule,
+                diffusion.prediction,
+                &captioned,
+                &diffusion.pace,
+                seed,
+                work,
+            )?;
+            let mut tensors = owned(denoiser.parameters().tensors())?;
+            tensors.extend(codec.tensors());
+            Ok((tensors, history))
+        })?;
+        let codec = Codec::from_tensors(&tensors, components)?;
+        tensors.retain(|name, _| !name.starts_with("codec."));
+        let denoiser = Denoiser::from_tensors(&diffusion.model, tokens, width, tensors)?;
+        histories.insert("denoiser".to_owned(), history);
+        let mut models = ImageModels {
+            codec,
+            denoiser,
+            scorer_a,
+            scorer_b,
+            quality_a,
+            quality_b,
+            standards: Standards { clip: Standard::of(&[]), quality: Standard::of(&[]) },
+            histories,
+        };
+        models.standards = self.standards(&models, seed)?;
+        Ok(models)
+    }
+
+    fn scorer(
+        &self,
+        side: Side,
+        seed: Seed,
+        histories: &mut BTreeMap<String, History>,
+    ) -> Result<(Scorer, QualityHead)> {
+        let options = &self.config.scorer;
+        let (size, width) = (self.images.size(), self.features.width());
+        let name = format!("scorer-{}", if side == Side::A { "a" } else { "b" });
+        let own = Seed::new(seed.value() ^ if side == Side::A { 0xa } else { 0xb0 });
+        let key = json!([self.fingerprint, options, size, own.value()]);
+        let (tensors, history) = self.trained.get_or_train(&name, &key, |work| {
+            let scorer = Scorer::new(&options.model, size, width, own)?;
+            let history = train::scorer::fit(
+                &scorer, &self.world, &self.images, &self.features, side, &options.pace, own, work,
+            )?;
+            Ok((owned(scorer.parameters().tensors())?, history))
+        })?;
+        let scorer = Scorer::frozen(&options.model, size, width, tensors)?;
+        histories.insert(name.clone(), history);
+        let inputs = options.model.width;
+        let name = format!("quality-{name}");
+        let (tensors, history) = self.trained.get_or_train(&name, &key, |work| {
+            let head = QualityHead::new(inputs, train::quality::WIDTHS, own)?;
+            let history = train::quality::fit(
+                &head, &scorer, &self.images, options.quality_pictures, own, work,
+            )?;
+            Ok((owned(head.parameters().tensors())?, history))
+        })?;
+        histories.insert(name, history);
+        let head = QualityHead::frozen(inputs, train::quality::WIDTHS, tensors)?;
+        Ok((scorer, head))
+    }
+
+    /// Optimised prompts of train concepts by Algorithm 4.
+    pub fn train_prompts(&self, count: usize, stream: &mut Stream) -> Vec<String> {
+        let concepts: Vec<_> =
+            self.world.split(Split::Train).filter(|concept| concept.abstract_word).collect();
+        (0..count)
+            .map(|_| {
+                let concept = concepts[stream.below(concepts.len())];
+                let chosen = stream.sample(concept.objects.len(), OBJECTS);
+                let name = |at: &usize| self.world.objects[concept.objects[*at]].name.as_str();
+                let style = if stream.chance(0.2) { Style::Grey } else { Style::Colour };
+                optimised(&chosen.iter().map(name).collect::<Vec<_>>(), style)
+            })
+            .collect()
+    }
+
+    fn standards(&self, models: &ImageModels, seed: Seed) -> Result<Standards> {
+        let mut stream = seed.stream("standards");
+        let prompts = self.train_prompts(STANDARD_SAMPLE, &mut stream);
+        let seeds: Vec<u64> = (0..prompts.len() as u64).collect();
+        let pictures = self.generate(&models.denoiser, &models.codec, &prompts, &seeds)?;
+        let text = self.features.batch(&prompts)?;
+        let images = models.scorer_a.embed_images(&pictures)?;
+        let texts = models.scorer_a.embed_texts(&text.mean()?)?;
+        let clip = (images * texts)?.sum(1)?.to_vec1::<f32>()?;
+        let features = models.scorer_a.image_features(&pictures)?;
+        let quality = models.quality_a.forward(&features)?.to_vec1::<f32>()?;
+        let standard =
+            |values: Vec<f32>| Standard::of(&values.into_iter().map(f64::from).collect::<Vec<_>>());
+        Ok(Standards { clip: standard(clip), quality: standard(quality) })
+    }
+
+    /// Pictures `[n, 3, size, size]` in -1..1, one seed a prompt.
+    ///
+    /// # Errors
+    /// Those of the word features.
+    pub fn generate(
+        &self,
+        denoiser: &Denoiser,
+        codec: &Codec,
+        prompts: &[String],
+        seeds: &[u64],
+    ) -> Result<Tensor> {
+        let diffusion = &self.config.diffusion;
+        let start = start_noise(seeds, self.tokens(), diffusion.model.components)?;
+        let text = self.features.batch(prompts)?;
+        let empty = self.features.empty(prompts.len())?;
+        let codes = sample(
+            denoiser,
+            &self.schedule,
+            diffusion.prediction,
+            &text,
+            &empty,
+            &start,
+            &diffusion.sample,
+        )?;
+        Ok(codec.decode(&codes)?.clamp(-1f32, 1f32)?)
+    }
+
+    /// The frozen path to the reward.
+    pub fn reward_model<'a>(&'a self, models: &'a ImageModels) -> RewardModel<'a> {
+        RewardModel {
+            schedule: &self.schedule,
+            prediction: self.config.diffusion.prediction,
+            codec: &models.codec,
+            scorer: &models.scorer_a,
+            quality: &models.quality_a,
+            clip_standard: models.standards.clip,
+            quality_standard: models.standards.quality,
+        }
+    }
+
+    /// The denoiser after ReFL, with one history a stage.
+    ///
+    /// # Errors
+    /// Those of the training.
+    pub fn tuned(
+        &self,
+        models: &ImageModels,
+        tuning: Tuning,
+        seed: Seed,
+    ) -> Result<(Denoiser, Vec<History>)> {
+        let refl = self.refl_options(tuning);
+        let config = &self.config;
+        let key = json!([
+            self.fingerprint,
+            config.diffusion,
+            config.scorer,
+            refl,
+            seed.value(),
+        ]);
+        let alpha = refl.rank as f64;
+        let (tensors, histories) = self.trained.get_or_train("refl", &key, |work: &Path| {
+            let mut denoiser = models.denoiser.clone();
+            let adapters = denoiser.attach_lora(refl.rank, alpha, seed)?;
+            let captioned =
+                Captioned::new(&self.world, &self.images, &models.codec, &self.features)?;
+            let prompts = |count: usize, stream: &mut Stream| -> Result<TextBatch> {
+                self.features.batch(&self.train_prompts(count, stream))
+            };
+            let histories = train::refl::fit(
+                &denoiser,
+                &adapters,
+                &self.reward_model(models),
+                &captioned,
+                &refl,
+                prompts,
+                seed,
+                work,
+            )?;
+            Ok((owned(adapters.tensors())?, histories))
+        })?;
+        let mut denoiser = models.denoiser.clone();
+        denoiser.load_lora(refl.rank, alpha, tensors)?;
+        Ok((denoiser, histories))
+    }
+
+    fn refl_options(&self, tuning: Tuning) -> ReflOptions {
+        let refl = self.config.refl.clone();
+        match tuning {
+            Tuning::Reward => refl,
+            Tuning::Constant => ReflOptions {
+                stages: refl
+                    .stages
+                    .iter()
+                    .map(|stage| Stage { clip: 0.0, quality: 0.0, ..stage.clone() })
+                    .collect(),
+                ..refl
+            },
+        }
+    }
+}
+
+/// Copies that later steps of an optimiser do not change.
+fn owned(tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.copy()?))).collect()
+}

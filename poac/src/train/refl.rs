@@ -1,0 +1,220 @@
+//! Stage II: reward feedback learning of the denoiser (Algorithm 2).
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use common::Result;
+use common::nn::Parameters;
+use common::rng::{Seed, Stream};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::denoiser::{Captioned, denoising_loss};
+use super::{History, Pace, SLICES, train};
+use crate::model::reward::{Standard, combine, reward_loss};
+use crate::model::{Codec, Denoiser, Prediction, QualityHead, Schedule, Scorer, TextBatch};
+
+/// What ReFL maximises in one stage, and for how long.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stage {
+    /// Weight of scorer A's cosine between picture and optimised prompt.
+    pub clip: f64,
+    /// Weight of the quality head.
+    pub quality: f64,
+    /// Optimiser steps.
+    pub steps: u64,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self { clip: 1.0, quality: 0.0, steps: 60 }
+    }
+}
+
+/// Reward feedback learning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReflOptions {
+    /// The stages in order; faithfulness, then quality with faithfulness (§3.5).
+    pub stages: Vec<Stage>,
+    /// Inference steps N.
+    pub inference_steps: usize,
+    /// The gradient enters at a step drawn from `first_step..inference_steps`.
+    pub first_step: usize,
+    /// Prompts a step.
+    pub batch: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// λ of Eq. 6.
+    pub lambda: f64,
+    /// b of Eq. 6.
+    pub target: f64,
+    /// Rank of the adapters.
+    pub rank: usize,
+    /// Add L_pre (Eq. 7); without it the public ReFL code makes models worse.
+    pub pretraining_loss: bool,
+}
+
+impl Default for ReflOptions {
+    fn default() -> Self {
+        Self {
+            stages: vec![
+                Stage::default(),
+                Stage { quality: 1.0, steps: 40, ..Stage::default() },
+            ],
+            inference_steps: 20,
+            first_step: 12,
+            batch: 16,
+            lr: 1e-3,
+            lambda: 0.1,
+            target: 2.0,
+            rank: 4,
+            pretraining_loss: true,
+        }
+    }
+}
+
+/// The frozen path from noise to reward: all that a step needs besides the denoiser.
+#[derive(Debug)]
+pub struct RewardModel<'a> {
+    /// ᾱ.
+    pub schedule: &'a Schedule,
+    /// What the denoiser predicts.
+    pub prediction: Prediction,
+    /// Code of pictures.
+    pub codec: &'a Codec,
+    /// Scorer A, frozen.
+    pub scorer: &'a Scorer,
+    /// Quality head on scorer A, frozen.
+    pub quality: &'a QualityHead,
+    /// μ and σ of scorer A's cosine over pictures of the base model.
+    pub clip_standard: Standard,
+    /// μ and σ of the quality head over the same pictures.
+    pub quality_standard: Standard,
+}
+
+impl RewardModel<'_> {
+    /// Steps 1 to 4 of Algorithm 2: noise through `m` steps without gradient, one with; ẑ₀ of Eq. 4.
+    ///
+    /// # Errors
+    /// None but bugs.
+    pub fn predict(
+        &self,
+        denoiser: &Denoiser,
+        text: &TextBatch,
+        start: Tensor,
+        steps: usize,
+        m: usize,
+    ) -> Result<Tensor> {
+        let times = self.schedule.trailing(steps);
+        let rows = start.dim(0)?;
+        let mut z = start;
+        for (at, &time) in times.iter().take(m).enumerate() {
+            let answer = denoiser.forward(&z, &vec![time; rows], text)?.detach();
+            let (clean, noise) =
+                self.schedule.clean_and_noise(self.prediction, &z, &answer, time)?;
+            z = self.schedule.ddim(&clean, &noise, times.get(at + 1).copied())?.detach();
+        }
+        let time = times[m];
+        let answer = denoiser.forward(&z, &vec![time; rows], text)?;
+        Ok(self.schedule.clean_and_noise(self.prediction, &z, &answer, time)?.0)
+    }
+
+    /// Eq. 10 for decoded codes: `[n]`; `None` when all weights are 0.
+    ///
+    /// # Errors
+    /// None but bugs.
+    pub fn reward(&self, codes: &Tensor, text: &TextBatch, stage: &Stage) -> Result<Option<Tensor>> {
+        let pictures = self.codec.decode(codes)?.clamp(-1f32, 1f32)?;
+        let mut scores = Vec::new();
+        if stage.clip != 0.0 {
+            let images = self.scorer.embed_images(&pictures)?;
+            let texts = self.scorer.embed_texts(&text.mean()?)?;
+            let cosine = (images * texts)?.sum(1)?;
+            scores.push((stage.clip, self.clip_standard, cosine));
+        }
+        if stage.quality != 0.0 {
+            let quality = self.quality.forward(&self.scorer.image_features(&pictures)?)?;
+            scores.push((stage.quality, self.quality_standard, quality));
+        }
+        combine(&scores)
+    }
+}
+
+/// Eq. 8 on a batch of prompts: reward loss and, if asked for, pre-training loss. A stage without
+/// reward (the constant-reward control) has the pre-training loss alone.
+///
+/// # Errors
+/// None but bugs.
+pub fn refl_loss(
+    denoiser: &Denoiser,
+    rewards: &RewardModel<'_>,
+    captioned: &Captioned<'_>,
+    text: &TextBatch,
+    options: &ReflOptions,
+    stage: &Stage,
+    stream: &mut Stream,
+) -> Result<Tensor> {
+    let rows = text.features.dim(0)?;
+    let codes = captioned.codes(crate::data::Style::Colour);
+    let (tokens, components) = (codes.dim(1)?, codes.dim(2)?);
+    let first = options.first_step.min(options.inference_steps - 1);
+    let m = first + stream.below(options.inference_steps - first);
+    let start = stream.normal_tensor((rows, tokens, components), 1.0)?;
+    let mut total: Option<Tensor> = None;
+    if stage.clip != 0.0 || stage.quality != 0.0 {
+        let clean = rewards.predict(denoiser, text, start, options.inference_steps, m)?;
+        if let Some(reward) = rewards.reward(&clean, text, stage)? {
+            total = Some(reward_loss(&reward, options.lambda, options.target)?);
+        }
+    }
+    if options.pretraining_loss || total.is_none() {
+        let batch = captioned.draw(rows, stream)?;
+        let pre =
+            denoising_loss(denoiser, rewards.schedule, rewards.prediction, &batch, stream)?;
+        total = Some(match total {
+            Some(reward) => (reward + pre)?,
+            None => pre,
+        });
+    }
+    total.ok_or_else(|| common::Error::usage("a ReFL stage without any loss"))
+}
+
+/// Runs the stages on the adapters of `denoiser`; `prompts(n, stream)` draws optimised prompts of
+/// train concepts. One history a stage.
+///
+/// # Errors
+/// Those of [`train`].
+pub fn fit(
+    denoiser: &Denoiser,
+    adapters: &Parameters,
+    rewards: &RewardModel<'_>,
+    captioned: &Captioned<'_>,
+    options: &ReflOptions,
+    prompts: impl Fn(usize, &mut Stream) -> Result<TextBatch> + Sync,
+    seed: Seed,
+    work: &Path,
+) -> Result<Vec<History>> {
+    let rows = options.batch / SLICES;
+    let mut histories = Vec::new();
+    for (at, stage) in options.stages.iter().enumerate() {
+        let pace = Pace {
+            steps: stage.steps,
+            batch: options.batch,
+            lr: options.lr,
+            weight_decay: 0.0,
+            ..Pace::default()
+        };
+        let name = format!("refl-{at}");
+        let loss = |step: u64, slice: usize| {
+            let mut stream = seed.stream(&format!("{name}/{step}/{slice}"));
+            let text = prompts(rows, &mut stream)?;
+            let value =
+                refl_loss(denoiser, rewards, captioned, &text, options, stage, &mut stream)?;
+            Ok((value / SLICES as f64)?)
+        };
+        histories.push(train(&name, adapters, &pace, None, work, Ok, loss)?);
+    }
+    Ok(histories)
+}

@@ -1,0 +1,190 @@
+//! What the model is compared with: counting floors, factorisation, sequence models, and the graph
+//! model alone. All see the same training events and answer the same questions.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use common::checkpoint::Trained;
+use common::recommend::{
+    Bpr, BprOptions, Gru4rec, Gru4recOptions, HeldOut, ItemKnn, ItemKnnOptions, Markov, Popularity,
+    Sasrec, SasrecOptions, TrainOptions,
+};
+use common::rng::Seed;
+use common::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::data::{Dataset, Part, Question};
+
+/// A recommender over item ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Baseline {
+    /// Seeded random scores.
+    Random,
+    /// Event counts.
+    Popularity,
+    /// Last item only.
+    Markov,
+    /// Cosine of binary user columns, last 10 items, equally weighted: the floor of §9.3.
+    ItemKnn,
+    /// The same with decay, shrinkage and fewer neighbours.
+    TunedItemKnn,
+    /// Matrix factorisation.
+    Bpr,
+    /// Self-attention over item ids, full softmax, early stopping on the validation events.
+    Sasrec,
+    /// Recurrent network over item ids, the same training.
+    Gru4rec,
+}
+
+impl Baseline {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Random,
+        Self::Popularity,
+        Self::Markov,
+        Self::ItemKnn,
+        Self::TunedItemKnn,
+        Self::Bpr,
+        Self::Gru4rec,
+        Self::Sasrec,
+    ];
+
+    /// As tables show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Popularity => "popularity",
+            Self::Markov => "Markov + popularity",
+            Self::ItemKnn => "item-kNN, last 10",
+            Self::TunedItemKnn => "item-kNN with decay",
+            Self::Bpr => "BPR",
+            Self::Sasrec => "SASRec",
+            Self::Gru4rec => "GRU4Rec",
+        }
+    }
+
+    /// Whether a seed changes it.
+    pub fn is_seeded(self) -> bool {
+        matches!(self, Self::Random | Self::Bpr | Self::Sasrec | Self::Gru4rec)
+    }
+}
+
+/// Scores of all items for each question of one part: `[questions][items]`.
+pub type FullScores = Vec<Vec<f32>>;
+
+/// Scores of a baseline for the validation and the test questions. Counting baselines answer a part
+/// from all events before it; trained ones learn from the events before validation, on which they
+/// stop early.
+///
+/// # Errors
+/// Those of training.
+pub fn scores(
+    baseline: Baseline,
+    data: &Dataset,
+    questions: [&[Question]; 2],
+    epochs: usize,
+    seed: Seed,
+    kept: &Trained,
+) -> Result<[FullScores; 2]> {
+    let items = data.items.len();
+    let ids = |steps: &[crate::data::Step]| -> Vec<u32> { steps.iter().map(|s| s.item).collect() };
+    let sequences = |part: Part| -> Vec<Vec<u32>> {
+        data.before(part).iter().map(|steps| ids(steps)).collect()
+    };
+    let histories = questions.map(|questions| {
+        questions.iter().map(|question| ids(&question.history)).collect::<Vec<Vec<u32>>>()
+    });
+    let parts = [Part::Valid, Part::Test];
+    let counted = |answer: &dyn Fn(&[Vec<u32>], &[Vec<u32>]) -> Result<FullScores>| {
+        let [valid, test] = [0, 1].map(|at| answer(&sequences(parts[at]), &histories[at]));
+        Ok([valid?, test?])
+    };
+    let knn = |options: ItemKnnOptions| {
+        counted(&|sequences, histories| {
+            let model = ItemKnn::fit(sequences, items, options)?;
+            Ok(histories.iter().map(|history| model.scores(history)).collect())
+        })
+    };
+    match baseline {
+        Baseline::Random => {
+            let draw = |name: &str, questions: &[Question]| -> FullScores {
+                let mut stream = seed.stream(&format!("random/{name}"));
+                let mut row = || (0..items).map(|_| stream.uniform() as f32).collect();
+                questions.iter().map(|_| row()).collect()
+            };
+            Ok([draw("valid", questions[0]), draw("test", questions[1])])
+        }
+        Baseline::Popularity => counted(&|sequences, histories| {
+            let model = Popularity::fit(sequences, items)?;
+            Ok(histories.iter().map(|_| model.scores().to_vec()).collect())
+        }),
+        Baseline::Markov => counted(&|sequences, histories| {
+            let model = Markov::fit(sequences, items)?;
+            Ok(histories.iter().map(|history| model.scores(history)).collect())
+        }),
+        Baseline::ItemKnn => {
+            knn(ItemKnnOptions { neighbours: items, shrinkage: 0.0, recent: 10, decay: 1.0 })
+        }
+        Baseline::TunedItemKnn => knn(ItemKnnOptions::default()),
+        Baseline::Bpr | Baseline::Sasrec | Baseline::Gru4rec => {
+            let train = sequences(Part::Valid);
+            let held: Vec<HeldOut> = questions[0]
+                .iter()
+                .zip(&histories[0])
+                .map(|(question, history)| HeldOut {
+                    user: question.user,
+                    history: history.clone(),
+                    target: question.answer,
+                })
+                .collect();
+            let hashed = common::run::hash8(format!("{train:?}{histories:?}").as_bytes());
+            let key = json!({ "baseline": baseline, "data": hashed, "epochs": epochs, "seed": seed });
+            let training = TrainOptions { epochs, ..TrainOptions::default() };
+            let name = format!("tmf-{}", baseline.name().to_lowercase());
+            let (tensors, ()) = kept.get_or_train(&name, &key, |_| {
+                let answers: [FullScores; 2] = match baseline {
+                    Baseline::Bpr => {
+                        let options = BprOptions { epochs, ..BprOptions::default() };
+                        let model = Bpr::fit(&train, items, &held, options, seed)?;
+                        questions.map(|q| q.iter().map(|q| model.scores(q.user)).collect())
+                    }
+                    Baseline::Sasrec => {
+                        let options = SasrecOptions { training, ..SasrecOptions::default() };
+                        let model = Sasrec::fit(&train, items, &held, options, seed)?;
+                        both(&histories, |histories| model.scores(histories))?
+                    }
+                    _ => {
+                        let options = Gru4recOptions { training, ..Gru4recOptions::default() };
+                        let model = Gru4rec::fit(&train, items, &held, options, seed)?;
+                        both(&histories, |histories| model.scores(histories))?
+                    }
+                };
+                let [valid, test] = answers.map(|rows| tensor(rows, items));
+                Ok((BTreeMap::from([("valid".into(), valid?), ("test".into(), test?)]), ()))
+            })?;
+            let rows = |name: &str| {
+                let tensor = tensors.get(name);
+                let tensor = tensor.ok_or_else(|| Error::Bug(format!("no {name} scores")))?;
+                Ok::<_, Error>(tensor.to_vec2::<f32>()?)
+            };
+            Ok([rows("valid")?, rows("test")?])
+        }
+    }
+}
+
+fn both(
+    histories: &[Vec<Vec<u32>>; 2],
+    scores: impl Fn(&[&[u32]]) -> Result<FullScores>,
+) -> Result<[FullScores; 2]> {
+    let of = |histories: &[Vec<u32>]| {
+        let histories: Vec<&[u32]> = histories.iter().map(Vec::as_slice).collect();
+        scores(&histories)
+    };
+    Ok([of(&histories[0])?, of(&histories[1])?])
+}
+
+fn tensor(rows: FullScores, items: usize) -> Result<Tensor> {
+    let count = rows.len();
+    Ok(Tensor::from_vec(rows.concat(), (count, items), &Device::Cpu)?)
+}

@@ -1,0 +1,309 @@
+//! Configuration. Values of LLaRA's recipe, which the paper builds on, are named where they differ.
+
+use common::cli::Profile;
+use common::{Error, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::encoders::graph::LightGcnOptions;
+use crate::model::{CmaScope, FusionOptions, LmOptions, Used};
+use crate::prompt::PromptOptions;
+use crate::train::{StageOptions, TrainOptions};
+
+/// All options.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Prompts.
+    pub prompt: PromptOptions,
+    /// BPE merges learnt from the titles.
+    pub vocabulary: VocabularyOptions,
+    /// The language model (paper: Llama2-7B with LoRA).
+    pub lm: LmOptions,
+    /// Modalities that are used.
+    pub modalities: ModalityOptions,
+    /// Adapters, CMA and AMSA.
+    pub fusion: FusionOptions,
+    /// Graph encoder.
+    pub graph: LightGcnOptions,
+    /// Training.
+    pub train: TrainOptions,
+    /// Candidates and their ranking.
+    pub rank: RankOptions,
+    /// The user's own tables.
+    pub input: InputOptions,
+    /// Size of `bench`.
+    pub bench: BenchOptions,
+}
+
+/// The vocabulary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct VocabularyOptions {
+    /// BPE merges beyond the 256 bytes.
+    pub merges: usize,
+}
+
+impl Default for VocabularyOptions {
+    fn default() -> Self {
+        Self { merges: 1500 }
+    }
+}
+
+/// Which modalities the model may use, where items have them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModalityOptions {
+    /// Pictures.
+    pub image: bool,
+    /// Text embeddings; titles stay in the prompt.
+    pub text: bool,
+    /// Graph embeddings.
+    pub graph: bool,
+}
+
+impl Default for ModalityOptions {
+    fn default() -> Self {
+        Self { image: true, text: true, graph: true }
+    }
+}
+
+impl ModalityOptions {
+    /// In the order of the model.
+    pub fn used(&self) -> Used {
+        [self.image, self.text, self.graph]
+    }
+}
+
+/// Ranking.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RankOptions {
+    /// Candidates of a question, the positive included (LLaRA: 20).
+    pub candidates: usize,
+    /// Whether the prompt lists the candidates (LLaRA: yes). Either way they are ranked by the
+    /// likelihood of their titles.
+    pub listed: bool,
+    /// Per token instead of in sum.
+    pub mean: bool,
+    /// Items the graph model retrieves for a full ranking, which the LM orders anew.
+    pub retrieved: usize,
+    /// Longest generated answer, in tokens (LLaRA: 64).
+    pub answer_tokens: usize,
+}
+
+impl Default for RankOptions {
+    fn default() -> Self {
+        Self { candidates: 20, listed: false, mean: false, retrieved: 50, answer_tokens: 24 }
+    }
+}
+
+/// Names of the columns of a user's tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct InputOptions {
+    /// Events: user id.
+    pub user: String,
+    /// Events and items: item id.
+    pub item: String,
+    /// Events: behaviour.
+    pub behaviour: String,
+    /// Events: time.
+    pub time: String,
+    /// Items: title.
+    pub title: String,
+    /// Items: text for the text encoder; absent = the title.
+    pub text: String,
+    /// Items: path of a picture, relative to the items file; the column may be absent.
+    pub image: String,
+    /// Behaviours in the order of their tokens; empty = those of the events, sorted.
+    pub behaviours: Vec<String>,
+    /// Behaviour to predict; empty = the next item whatever its behaviour.
+    pub target: String,
+}
+
+impl Default for InputOptions {
+    fn default() -> Self {
+        Self {
+            user: "user".into(),
+            item: "item".into(),
+            behaviour: "behaviour".into(),
+            time: "time".into(),
+            title: "title".into(),
+            text: "text".into(),
+            image: "image".into(),
+            behaviours: Vec::new(),
+            target: String::new(),
+        }
+    }
+}
+
+/// Size of the benchmark.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BenchOptions {
+    /// Users of ML-100k; 0 = all.
+    pub users: usize,
+    /// Names of the ablations and LM baselines that are trained; the others get a "not run" row.
+    pub variants: Vec<String>,
+    /// Most epochs of BPR, GRU4Rec and SASRec; they stop early on the validation events.
+    pub baseline_epochs: usize,
+    /// Steps of the synthetic catalogues' models.
+    pub synthetic_steps: usize,
+    /// Users a synthetic catalogue is tested on.
+    pub synthetic_users: usize,
+    /// Resamples of the bootstrap.
+    pub resamples: usize,
+}
+
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self {
+            users: 0,
+            variants: [
+                "text-only LM",
+                "LLaRA-style",
+                "without text embedding",
+                "without graph",
+                "without AMSA",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            baseline_epochs: 40,
+            synthetic_steps: 500,
+            synthetic_users: 400,
+            resamples: 2000,
+        }
+    }
+}
+
+impl Config {
+    /// The configuration of a profile.
+    pub fn of(profile: Profile) -> Self {
+        match profile {
+            Profile::Smoke => Self::smoke(),
+            Profile::Cpu => Self::cpu(),
+            Profile::Paper => Self::paper(),
+        }
+    }
+
+    /// Minutes on two cores.
+    pub fn cpu() -> Self {
+        Self::default()
+    }
+
+    /// Seconds.
+    pub fn smoke() -> Self {
+        let mut config = Self::default();
+        config.lm = LmOptions { hidden: 32, inner: 64, layers: 2, heads: 2 };
+        config.fusion.width = 16;
+        config.prompt.history = 10;
+        config.graph.steps = 5;
+        config.graph.width = 16;
+        config.train.warm_up = StageOptions { steps: 10, batch: 8, ..StageOptions::default() };
+        config.train.fusion = StageOptions { steps: 10, batch: 8, ..config.train.fusion };
+        config.rank.retrieved = 20;
+        config.bench = BenchOptions {
+            users: 60,
+            variants: Vec::new(),
+            baseline_epochs: 2,
+            synthetic_steps: 10,
+            synthetic_users: 40,
+            resamples: 200,
+        };
+        config
+    }
+
+    /// LLaRA's sizes where they make sense for a model that is trained from scratch: wider, deeper
+    /// and longer than `cpu`. The paper's Llama2-7B with LoRA is not run here.
+    pub fn paper() -> Self {
+        let mut config = Self::default();
+        config.lm = LmOptions { hidden: 256, inner: 768, layers: 6, heads: 8 };
+        config.fusion.width = 256;
+        config.fusion.heads = 4;
+        config.prompt.history = 50;
+        config.train.warm_up.steps = 4000;
+        config.train.fusion.steps = 3000;
+        config.rank.retrieved = 200;
+        config
+    }
+
+    /// Refuses what can't work.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the key.
+    pub fn check(&self) -> Result<()> {
+        let positive = [
+            ("prompt.history", self.prompt.history),
+            ("prompt.title_tokens", self.prompt.title_tokens),
+            ("lm.hidden", self.lm.hidden),
+            ("lm.inner", self.lm.inner),
+            ("lm.layers", self.lm.layers),
+            ("lm.heads", self.lm.heads),
+            ("fusion.width", self.fusion.width),
+            ("fusion.heads", self.fusion.heads),
+            ("graph.width", self.graph.width),
+            ("graph.batch", self.graph.batch),
+            ("train.warm_up.batch", self.train.warm_up.batch),
+            ("train.fusion.batch", self.train.fusion.batch),
+            ("train.slices", self.train.slices),
+            ("rank.retrieved", self.rank.retrieved),
+            ("rank.answer_tokens", self.rank.answer_tokens),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err(Error::usage(format!("{key} = 0; use at least 1")));
+            }
+        }
+        if self.rank.candidates < 2 {
+            return Err(Error::usage(format!(
+                "rank.candidates = {}; use at least 2",
+                self.rank.candidates
+            )));
+        }
+        if !self.lm.hidden.is_multiple_of(2 * self.lm.heads) {
+            return Err(Error::usage(format!(
+                "lm.hidden = {} is not an even multiple of lm.heads = {}",
+                self.lm.hidden, self.lm.heads
+            )));
+        }
+        if !self.fusion.width.is_multiple_of(self.fusion.heads) {
+            return Err(Error::usage(format!(
+                "fusion.heads = {} does not divide fusion.width = {}",
+                self.fusion.heads, self.fusion.width
+            )));
+        }
+        if self.train.learn_history && !self.fusion.causal {
+            return Err(Error::usage(
+                "train.learn_history = true with fusion.causal = false would show the model what it \
+                 is to predict; change one of them",
+            ));
+        }
+        for (key, stage) in [("warm_up", &self.train.warm_up), ("fusion", &self.train.fusion)] {
+            if !(stage.learning_rate.is_finite() && stage.learning_rate > 0.0) {
+                return Err(Error::usage(format!(
+                    "train.{key}.learning_rate = {}; use a positive number",
+                    stage.learning_rate
+                )));
+            }
+            if !(0.0..=1.0).contains(&stage.listed) {
+                return Err(Error::usage(format!(
+                    "train.{key}.listed = {}; use a share from 0 to 1",
+                    stage.listed
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Longest row: instruction, history, candidates, answer.
+    pub fn positions(&self) -> usize {
+        let title = self.prompt.title_tokens + 3;
+        64 + title * (self.prompt.history + self.rank.candidates + 1)
+    }
+
+    /// Scope of CMA.
+    pub fn scope(&self) -> CmaScope {
+        self.fusion.cma
+    }
+}

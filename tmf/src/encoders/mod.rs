@@ -1,0 +1,7 @@
+//! Frozen encoders of the three modalities.
+
+pub mod efficientnet;
+pub mod graph;
+pub mod image;
+pub mod legacy_torch;
+pub mod seeded;

@@ -1,0 +1,232 @@
+//! From a data set to a trained model: vocabulary, frozen embeddings, warm-up, fusion. Trained
+//! pieces are kept by the hash of all they depend on.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use common::checkpoint::Trained;
+use common::lm::Lm;
+use common::optim::Workers;
+use common::rng::Seed;
+use common::{Error, Result};
+use ndarray::Array2;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::data::{Dataset, Step};
+use crate::encoders::graph::{GraphEmbeddings, light_gcn, standardise};
+use crate::model::{Modalities, Modality, Tmf};
+use crate::prompt::Prompter;
+use crate::tokens::Vocabulary;
+use crate::train::{Material, Record, stage};
+
+/// Raise when a change of the code changes what training gives.
+const CODE: u32 = 1;
+
+/// A data set ready for training: what is trained on, prompts and frozen embeddings.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The data.
+    pub data: Dataset,
+    /// Training part of the sequences.
+    pub train: Vec<Vec<Step>>,
+    /// Items that negatives are drawn from in training.
+    pub pool: Vec<u32>,
+    /// Prompts.
+    pub prompter: Prompter,
+    /// Frozen embeddings of all modalities that items have.
+    pub modalities: Modalities,
+    /// What the kept pieces depend on beside their options.
+    pub fingerprint: String,
+}
+
+/// Embeddings of one modality as an encoder gives them: vectors and which items have one.
+pub type Encoded = (Array2<f32>, Vec<bool>);
+
+impl Prepared {
+    /// Puts a data set and its encoded modalities together. `train` are the events that may be
+    /// learnt from.
+    ///
+    /// # Errors
+    /// None but bugs.
+    pub fn new(
+        data: Dataset,
+        train: Vec<Vec<Step>>,
+        pool: Vec<u32>,
+        encoded: [Option<Encoded>; 3],
+        config: &Config,
+    ) -> Result<Self> {
+        let texts = Prompter::texts(&data, &train);
+        let vocabulary = Vocabulary::train(&texts, config.vocabulary.merges, &data.behaviours)?;
+        let mut hashed = format!("{train:?}{pool:?}{:?}", data.target);
+        hashed.push_str(vocabulary.json());
+        let mut modalities = [None, None, None];
+        for (at, encoded) in encoded.into_iter().enumerate() {
+            modalities[at] = encoded.map(|e| modality(&e, &mut hashed)).transpose()?.flatten();
+        }
+        let prompter = Prompter::new(vocabulary, &data, config.prompt.clone())?;
+        let fingerprint = common::run::hash8(hashed.as_bytes());
+        Ok(Self { data, train, pool, prompter, modalities, fingerprint })
+    }
+
+    fn material<'a>(&'a self, modalities: &'a Modalities, config: &Config) -> Material<'a> {
+        Material {
+            prompter: &self.prompter,
+            sequences: &self.train,
+            pool: &self.pool,
+            candidates: config.rank.candidates,
+            modalities,
+            scope: config.fusion.cma,
+        }
+    }
+
+    /// The modalities that the config leaves on.
+    pub fn switched(&self, config: &Config) -> Modalities {
+        let on = config.modalities.used();
+        [0, 1, 2].map(|at| self.modalities[at].clone().filter(|_| on[at]))
+    }
+}
+
+fn modality((vectors, present): &Encoded, hashed: &mut String) -> Result<Option<Modality>> {
+    if !present.iter().any(|&p| p) {
+        return Ok(None);
+    }
+    let vectors = standardise(vectors, present);
+    let (rows, width) = vectors.dim();
+    let values: Vec<f32> = vectors.into_iter().collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    hashed.push_str(&common::run::hash8(&bytes));
+    let vectors = Tensor::from_vec(values, (rows, width), &Device::Cpu)?;
+    Ok(Some(Modality { vectors, present: present.clone() }))
+}
+
+/// A trained model with its training curves.
+#[derive(Debug)]
+pub struct Fitted {
+    /// The model.
+    pub model: Tmf,
+    /// Losses of the warm-up.
+    pub warm_up: Vec<Record>,
+    /// Losses of the fusion stage.
+    pub fusion: Vec<Record>,
+}
+
+fn key(prepared: &Prepared, part: &str, options: impl Serialize, seed: Seed) -> Value {
+    json!({
+        "code": CODE, "part": part, "data": prepared.fingerprint, "seed": seed,
+        "options": serde_json::to_value(options).unwrap_or_default(),
+    })
+}
+
+/// Trains a model, or takes what was trained before with the same options, data and seed. The
+/// warm-up is drawn from `base`, so that models with different `seed`s and switches share it.
+///
+/// # Errors
+/// Those of training.
+pub fn fit(
+    prepared: &Prepared,
+    config: &Config,
+    base: Seed,
+    seed: Seed,
+    kept: &Trained,
+    workers: &Workers,
+) -> Result<Fitted> {
+    let vocabulary = prepared.prompter.vocabulary.size();
+    let lm_config = config.lm.config(vocabulary, config.positions());
+    let train = &config.train;
+    let prompt = &prepared.prompter.options;
+    let warm_options = json!({
+        "lm": config.lm, "prompt": prompt, "stage": train.warm_up, "rank": config.rank.candidates,
+        "rest": [json!(train.learn_history), json!(train.weight_decay), json!(train.clip),
+            json!(train.slices)],
+    });
+    let none: Modalities = [None, None, None];
+    let warm_key = key(prepared, "warm-up", &warm_options, base);
+    let fresh = || Lm::new(&lm_config, base);
+    let (tensors, warm_up): (BTreeMap<String, Tensor>, Vec<Record>) =
+        kept.get_or_train("tmf-warm-up", &warm_key, |_| {
+            let model = Tmf::new(fresh()?, None, base)?;
+            let material = prepared.material(&none, config);
+            let records = stage(&model, &material, train, false, base, workers)?;
+            Ok((model.tensors()?, records))
+        })?;
+    let modalities = prepared.switched(config);
+    let widths = [0, 1, 2].map(|at| match &modalities[at] {
+        Some(modality) => modality.vectors.dim(1).ok(),
+        None => None,
+    });
+    let fusion = widths.iter().any(Option::is_some).then_some((
+        &config.fusion,
+        widths,
+        prepared.data.behaviours.len(),
+        config.prompt.history,
+    ));
+    let lm = Lm::new(&lm_config, base)?;
+    let model = Tmf::new(lm, fusion, seed)?;
+    let warm: BTreeMap<String, Tensor> = tensors
+        .iter()
+        .filter_map(|(name, t)| Some((name.strip_prefix("lm.")?.to_owned(), t.clone())))
+        .collect();
+    model.lm.parameters().load(&warm)?;
+    if train.fusion.steps == 0 {
+        return Ok(Fitted { model, warm_up, fusion: Vec::new() });
+    }
+    let fusion_options = json!({
+        "warm": warm_options, "stage": train.fusion, "curriculum": train.curriculum,
+        "fusion": config.fusion, "modalities": config.modalities,
+    });
+    let (tensors, fusion): (BTreeMap<String, Tensor>, Vec<Record>) =
+        kept.get_or_train("tmf-fusion", &key(prepared, "fusion", fusion_options, seed), |_| {
+            let material = prepared.material(&modalities, config);
+            let records = stage(&model, &material, train, true, seed, workers)?;
+            Ok((model.tensors()?, records))
+        })?;
+    model.load(&tensors)?;
+    Ok(Fitted { model, warm_up, fusion })
+}
+
+/// Graph embeddings trained on the training part, or those kept from before.
+///
+/// # Errors
+/// As [`light_gcn`].
+pub fn graph(
+    data: &Dataset,
+    train: &[Vec<Step>],
+    config: &Config,
+    seed: Seed,
+    kept: &Trained,
+) -> Result<GraphEmbeddings> {
+    let hashed = common::run::hash8(format!("{train:?}{:?}{:?}", data.links, data.target).as_bytes());
+    let key = json!({ "code": CODE, "data": hashed, "options": config.graph, "seed": seed });
+    let tensor = |array: &Array2<f32>| {
+        Tensor::from_vec(array.iter().copied().collect::<Vec<_>>(), array.dim(), &Device::Cpu)
+    };
+    let (tensors, (present, weights)): (BTreeMap<String, Tensor>, (Vec<bool>, Vec<f32>)) = kept
+        .get_or_train("tmf-graph", &key, |_| {
+            let graph = light_gcn(data, train, &config.graph, seed)?;
+            let tensors = BTreeMap::from([
+                ("users".to_owned(), tensor(&graph.users)?),
+                ("items".to_owned(), tensor(&graph.items)?),
+            ]);
+            Ok((tensors, (graph.present, graph.weights)))
+        })?;
+    let array = |name: &str| {
+        let tensor = tensors.get(name).ok_or_else(|| Error::Bug(format!("no {name} were kept")))?;
+        let (rows, width) = tensor.dims2()?;
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        Array2::from_shape_vec((rows, width), values).map_err(|error| Error::Bug(error.to_string()))
+    };
+    Ok(GraphEmbeddings { users: array("users")?, items: array("items")?, present, weights })
+}
+
+/// MiniLM vectors of the items' texts; items without text have none.
+///
+/// # Errors
+/// An absent or damaged asset.
+pub fn text(data: &Dataset, encoder: &common::encode::TextEncoder) -> Result<Encoded> {
+    let texts: Vec<&str> = data.items.iter().map(|item| item.text.as_str()).collect();
+    let present = texts.iter().map(|text| !text.trim().is_empty()).collect();
+    Ok((encoder.encode(&texts)?, present))
+}
+

@@ -1,0 +1,323 @@
+//! Warm-up on text, then modality fusion under a curriculum (§3.4).
+
+use common::nn::Parameters;
+use common::optim::{AdamW, AdamWOptions, Gradients, Schedule, ScheduleShape, Workers};
+use common::rng::{Seed, Stream};
+use common::{Error, Result, run};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::data::Step;
+use crate::model::fusion::{GROUPS, group_of, reaches};
+use crate::model::{Batch, CmaScope, GRAPH, Modalities, TEXT, Tmf, Used};
+use crate::prompt::{Prompter, Row};
+
+/// How hard the prompts are over the steps of the fusion stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Curriculum {
+    /// All modalities from the first step.
+    None,
+    /// LLaRA: text only with probability 1 − f, all modalities with probability f.
+    Linear,
+    /// Text only, then one modality, then all three.
+    #[default]
+    ThreeStage,
+}
+
+/// What a batch's prompts hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// L1: titles and behaviour tokens.
+    Text,
+    /// L2: one modality as well, through its adapter.
+    One,
+    /// L3: all modalities with CMA and AMSA.
+    All,
+}
+
+impl Curriculum {
+    /// Probabilities of L1, L2 and L3 at the share `f` of the steps. Three stages: L1 gives way to
+    /// L2 over f = 1/6 … 1/2, and both to L3 over f = 1/3 … 2/3.
+    pub fn probabilities(self, f: f64) -> [f64; 3] {
+        let ramp = |from: f64, to: f64| ((f - from) / (to - from)).clamp(0.0, 1.0);
+        match self {
+            Self::None => [0.0, 0.0, 1.0],
+            Self::Linear => [1.0 - ramp(0.0, 1.0), 0.0, ramp(0.0, 1.0)],
+            Self::ThreeStage => {
+                let (one, all) = (ramp(1.0 / 6.0, 0.5), ramp(1.0 / 3.0, 2.0 / 3.0));
+                [(1.0 - all) * (1.0 - one), (1.0 - all) * one, all]
+            }
+        }
+    }
+}
+
+/// Options of a training stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StageOptions {
+    /// Optimiser steps; 0 leaves the stage out.
+    pub steps: usize,
+    /// Rows a step.
+    pub batch: usize,
+    /// Peak learning rate; linear warm-up over a twentieth of the steps, then half a cosine to 0
+    /// (LLaRA's schedule).
+    pub learning_rate: f64,
+    /// Share of batches whose prompts list candidates.
+    pub listed: f64,
+}
+
+impl Default for StageOptions {
+    fn default() -> Self {
+        Self { steps: 500, batch: 32, learning_rate: 4e-3, listed: 0.2 }
+    }
+}
+
+/// Options of both stages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainOptions {
+    /// Stage 1: text-only prompts.
+    pub warm_up: StageOptions,
+    /// Stage 2: modality fusion.
+    pub fusion: StageOptions,
+    /// Levels of stage 2.
+    pub curriculum: Curriculum,
+    /// Whether the titles of the history are targets too. The answer alone is the paper's; this
+    /// gives thirty targets a row instead of one and is what makes training from scratch possible.
+    pub learn_history: bool,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient.
+    pub clip: f64,
+    /// Slices of a batch whose gradients are added; fixed, so that threads change nothing.
+    pub slices: usize,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            warm_up: StageOptions::default(),
+            fusion: StageOptions { steps: 150, learning_rate: 2e-3, ..StageOptions::default() },
+            curriculum: Curriculum::ThreeStage,
+            learn_history: true,
+            weight_decay: 0.01,
+            clip: 1.0,
+            slices: 4,
+        }
+    }
+}
+
+/// What a stage learns from.
+#[derive(Debug)]
+pub struct Material<'a> {
+    /// Prompts.
+    pub prompter: &'a Prompter,
+    /// Training part of every user's events.
+    pub sequences: &'a [Vec<Step>],
+    /// Items that may be drawn as negatives.
+    pub pool: &'a [u32],
+    /// Candidates a listed prompt has.
+    pub candidates: usize,
+    /// Frozen embeddings.
+    pub modalities: &'a Modalities,
+    /// Scope of CMA, which decides what a batch reaches.
+    pub scope: CmaScope,
+}
+
+/// One recorded step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Step.
+    pub step: usize,
+    /// Mean cross-entropy since the last record.
+    pub loss: f64,
+}
+
+/// Draws training rows.
+pub struct Sampler<'a> {
+    material: &'a Material<'a>,
+    /// User and position of everything that may be an answer.
+    answers: Vec<(u32, u32)>,
+    learn_history: bool,
+}
+
+impl<'a> Sampler<'a> {
+    /// All events after a user's first that have the target behaviour.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when there is none.
+    pub fn new(material: &'a Material<'a>, learn_history: bool) -> Result<Self> {
+        let target = material.prompter.target;
+        let mut answers = Vec::new();
+        for (user, sequence) in material.sequences.iter().enumerate() {
+            for (at, step) in sequence.iter().enumerate().skip(1) {
+                if target.is_none_or(|target| target == step.behaviour) {
+                    answers.push((user as u32, at as u32));
+                }
+            }
+        }
+        if answers.is_empty() {
+            return Err(Error::data(
+                "no user with an event before one of the target behaviour",
+                "at least one such user to learn from",
+            ));
+        }
+        Ok(Self { material, answers, learn_history })
+    }
+
+    /// One row; listed prompts have the answer and uniform items that the user has no event with.
+    pub fn row(&self, listed: bool, template: usize, stream: &mut Stream) -> Row {
+        let material = self.material;
+        let (user, at) = self.answers[stream.below(self.answers.len())];
+        let sequence = &material.sequences[user as usize];
+        let answer = sequence[at as usize].item;
+        let candidates = listed.then(|| {
+            let pool = material.pool;
+            let mut items = vec![answer];
+            let mut tries = 0;
+            while items.len() < material.candidates && tries < 50 * material.candidates {
+                let item = pool[stream.below(pool.len())];
+                let seen = sequence.iter().any(|step| step.item == item) || items.contains(&item);
+                if !seen {
+                    items.push(item);
+                }
+                tries += 1;
+            }
+            stream.shuffle(&mut items);
+            items
+        });
+        material.prompter.example(
+            &sequence[..at as usize],
+            candidates.as_deref(),
+            answer,
+            template,
+            self.learn_history,
+        )
+    }
+}
+
+/// Parameters that are reached together or not at all, each with its optimiser.
+struct Groups {
+    parts: Vec<(Option<usize>, AdamW)>,
+}
+
+impl Groups {
+    fn new(model: &Tmf, options: &TrainOptions) -> Self {
+        let adamw = AdamWOptions {
+            weight_decay: options.weight_decay,
+            decay_vectors: false,
+            ..AdamWOptions::default()
+        };
+        let mut parts = vec![(None, AdamW::new(model.lm.parameters(), adamw))];
+        for group in 0..GROUPS.len() {
+            let own = model.fusion_parameters.filter(|name| group_of(name) == group);
+            if !own.is_empty() {
+                parts.push((Some(group), AdamW::new(&own, adamw)));
+            }
+        }
+        Self { parts }
+    }
+
+    /// The groups that a batch reaches; text-only batches leave the fusion as it is.
+    fn reached(&mut self, used: Option<Used>, listed: bool, scope: CmaScope) -> Vec<&mut AdamW> {
+        let wanted = |group: &Option<usize>| match (group, used) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(group), Some(used)) => reaches(*group, used, listed, scope),
+        };
+        self.parts.iter_mut().filter(|(group, _)| wanted(group)).map(|(_, adamw)| adamw).collect()
+    }
+}
+
+/// Modalities of a level: at L2 the graph, or text, or image where the ones before are absent.
+pub fn used_at(level: Level, modalities: &Modalities) -> Option<Used> {
+    let there = [0, 1, 2].map(|at| modalities[at].is_some());
+    match level {
+        Level::Text => None,
+        Level::One => {
+            let one = [GRAPH, TEXT, 0].into_iter().find(|&at| there[at])?;
+            Some([0, 1, 2].map(|at| at == one))
+        }
+        Level::All => Some(there),
+    }
+}
+
+/// Runs one stage on the model in place and returns its losses. `fusion` = false: text only
+/// (warm-up). The same seed gives the same model for any number of threads.
+///
+/// # Errors
+/// [`Error::Data`] without anything to learn from; a gradient that is not finite; an interrupt.
+pub fn stage(
+    model: &Tmf,
+    material: &Material<'_>,
+    options: &TrainOptions,
+    fusion: bool,
+    seed: Seed,
+    workers: &Workers,
+) -> Result<Vec<Record>> {
+    let stage = if fusion { &options.fusion } else { &options.warm_up };
+    let name = if fusion { "fusion" } else { "warm-up" };
+    let sampler = Sampler::new(material, options.learn_history)?;
+    let mut stream = seed.stream(&format!("train/{name}"));
+    let mut groups = Groups::new(model, options);
+    let total = stage.steps as u64;
+    let shape = ScheduleShape::Cosine { total: total.max(1) };
+    let schedule = Schedule { peak: stage.learning_rate, warmup: total / 20, shape };
+    let progress = run::progress(total, name);
+    let mut records = Vec::new();
+    let (mut sum, mut count) = (0.0, 0);
+    let v = &material.prompter.vocabulary;
+    for step in 0..stage.steps {
+        run::check_interrupt()?;
+        let f = step as f64 / stage.steps as f64;
+        let level = match (fusion && model.fusion.is_some(), options.curriculum) {
+            (false, _) => Level::Text,
+            (true, curriculum) => {
+                [Level::Text, Level::One, Level::All][stream.weighted(&curriculum.probabilities(f))]
+            }
+        };
+        let used = used_at(level, material.modalities);
+        let listed = stream.chance(stage.listed);
+        let template = stream.below(crate::prompt::TEMPLATES.len());
+        let mut rows: Vec<Row> =
+            (0..stage.batch).map(|_| sampler.row(listed, template, &mut stream)).collect();
+        // slices of like lengths waste less padding
+        rows.sort_by_key(|row| row.ids.len());
+        let per_slice = rows.len().div_ceil(options.slices.max(1)).max(1);
+        let batches = rows
+            .chunks(per_slice)
+            .map(|rows| {
+                let parts: Vec<_> = rows.iter().map(Row::parts).collect();
+                Batch::new(&parts, v.pad, v.size(), used.is_none().then_some(v.text_only))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let targets: usize = batches.iter().map(|batch| batch.targets).sum();
+        let mut reached = groups.reached(used, listed, material.scope);
+        let parameters = reached
+            .iter()
+            .try_fold(Parameters::default(), |all, adamw| all.join(adamw.parameters().clone()))?;
+        let loss_of = |slice: usize| {
+            let batch = &batches[slice];
+            let loss = model.loss(batch, material.modalities, used.unwrap_or_default())?;
+            Ok((loss * (batch.targets as f64 / targets as f64))?)
+        };
+        let (loss, mut gradients) = workers.gradients(&parameters, batches.len(), loss_of)?;
+        gradients.clip_global_norm(options.clip)?;
+        let rate = schedule.at(step as u64);
+        let mut tensors = gradients.tensors().iter().cloned();
+        for adamw in &mut reached {
+            let own = adamw.parameters().clone();
+            let part = tensors.by_ref().take(own.len()).collect();
+            adamw.step(&Gradients::from_tensors(part, &own)?, rate)?;
+        }
+        sum += loss;
+        count += 1;
+        if (step + 1) % 25 == 0 || step + 1 == stage.steps {
+            records.push(Record { step: step + 1, loss: sum / f64::from(count) });
+            (sum, count) = (0.0, 0);
+        }
+        progress.add(1);
+    }
+    Ok(records)
+}

@@ -168,6 +168,15 @@ pub struct WriterConfig {
     pub allowed_fallback: f64,
     /// Write fallback weights when the endpoint is down, instead of ending with exit code 75.
     pub fallback_on_outage: bool,
+    /// Longest wait for one request over all its attempts, in seconds; then the endpoint counts as
+    /// down.
+    pub budget_seconds: u64,
+    /// Longest wait for one attempt, in seconds.
+    pub attempt_seconds: u64,
+    /// Attempts per request.
+    pub attempts: usize,
+    /// First wait before another attempt, in milliseconds; it doubles with every further one.
+    pub backoff_ms: u64,
 }
 
 impl Default for WriterConfig {
@@ -187,6 +196,10 @@ impl Default for WriterConfig {
             max_chars: 600,
             allowed_fallback: 0.5,
             fallback_on_outage: false,
+            budget_seconds: 300,
+            attempt_seconds: 120,
+            attempts: 10,
+            backoff_ms: 500,
         }
     }
 }
@@ -255,7 +268,8 @@ pub struct WeightLimit {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BenchConfig {
-    /// LLM of the MovieLens and clothing parts.
+    /// LLM of the MovieLens and clothing parts; "recorded" = the answers of SmolLM2 to the prompts
+    /// of the smoke profile at seed 0.
     pub llm: String,
     /// The MovieLens proxy.
     pub movielens: MovieLensConfig,
@@ -349,6 +363,7 @@ impl Config {
     /// Seconds, with recorded answers of SmolLM2.
     pub fn smoke() -> Self {
         let bench = BenchConfig {
+            llm: "recorded".into(),
             movielens: MovieLensConfig {
                 active: 6,
                 retired: 60,

@@ -11,6 +11,7 @@ use crate::data::{Ad, Schema};
 use crate::library::Library;
 use crate::model::intercept;
 use crate::model::normalise::{WeightScale, median, norm, normalise};
+use crate::model::residual::Residual;
 use crate::model::retrieve::{Tfidf, similarity_weight, top_k};
 use crate::writer::{Demonstration, Query, Raw, Tally, Writer};
 
@@ -71,6 +72,7 @@ pub struct Generator<'a> {
     /// Standard deviation of each feature's trained weight; infinite for a constant one.
     pub spread: Vec<f64>,
     limits: Vec<(f64, f64)>,
+    residual: Option<Residual>,
 }
 
 impl std::fmt::Debug for Generator<'_> {
@@ -102,9 +104,58 @@ impl<'a> Generator<'a> {
             centre,
             spread,
             limits: limits(config, &library.schema)?,
+            residual: None,
             library,
             config,
         })
+    }
+
+    /// Serves the library's median moved by what is unusual about the LLM's answers, instead of
+    /// Eq. 5.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when the residual was learned on another number of features.
+    pub fn with_residual(self, residual: Residual) -> Result<Self> {
+        let width = self.library.schema.len();
+        if residual.mean.len() != width || residual.sd.len() != width {
+            return Err(Error::data(
+                format!("a calibration of {} features", residual.mean.len()),
+                format!("the library's {width}; calibrate again"),
+            ));
+        }
+        Ok(Self { residual: Some(residual), ..self })
+    }
+
+    /// Learns the residual on `count` retired ads, spread evenly over the library, each treated as
+    /// cold (it is never among its own demonstrations).
+    ///
+    /// # Errors
+    /// Those of the LLM; [`Error::Data`] with fewer than three usable ads.
+    pub fn calibrate(&self, count: usize, writer: &Writer) -> Result<(Residual, Tally)> {
+        let all = self.library.ads.len();
+        let count = count.min(all);
+        let chosen: Vec<usize> = (0..count).map(|at| at * all / count).collect();
+        let ads: Vec<Ad> = chosen
+            .iter()
+            .map(|&at| Ad { start: None, ..self.library.ads[at].ad.clone() })
+            .collect();
+        let embeddings = self.embed(&ads)?;
+        let found: Vec<Vec<Found>> = ads
+            .iter()
+            .zip(embeddings.rows())
+            .map(|(ad, embedding)| self.retrieve(ad, embedding))
+            .collect();
+        let queries: Vec<Query<'_>> =
+            ads.iter().zip(&found).map(|(ad, found)| self.query(ad, found)).collect();
+        let (raws, tally) = writer.write(&queries)?;
+        let (mut answers, mut special) = (Vec::new(), Vec::new());
+        for (&at, raw) in chosen.iter().zip(&raws) {
+            if let Some(values) = raw.values.iter().copied().collect::<Option<Vec<f64>>>() {
+                answers.push(values);
+                special.push(self.special(at));
+            }
+        }
+        Ok((Residual::fit(&answers, &special)?, tally))
     }
 
     /// Unit rows of the ads' texts.
@@ -212,7 +263,10 @@ impl<'a> Generator<'a> {
             None
         } else {
             let values: Vec<f64> = raw.values.iter().map(|v| v.unwrap_or(0.0)).collect();
-            normalise(&values, self.config.normalisation, wanted, &self.scale)
+            match &self.residual {
+                Some(residual) => Some(residual.weights(&values, &self.centre, &self.spread)),
+                None => normalise(&values, self.config.normalisation, wanted, &self.scale),
+            }
         };
         let (mut weights, source) = match (normalised, &knn) {
             (Some(mut weights), _) => {

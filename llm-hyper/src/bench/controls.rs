@@ -216,7 +216,7 @@ impl Controls<'_> {
         let users: Vec<(usize, BTreeMap<usize, usize>)> = by_user.into_iter().collect();
         let mut chosen = part.seed.stream("ranked-users").sample(users.len(), wanted);
         chosen.sort_unstable();
-        let (llm, _) = part.llm.open()?;
+        let llm = part.llm.open()?;
         let ask = |person: &str, options: &[String]| {
             let prompt = format!("A person: {person}.\nThe film that this person chooses:");
             llm.score_options(&Prompt::Raw(prompt), options)

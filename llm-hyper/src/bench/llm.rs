@@ -9,7 +9,7 @@ use common::{Error, Result};
 use super::Context;
 use crate::config::{Config, Mode, WriterConfig};
 use crate::data::Schema;
-use crate::writer::{Counter, Query, Raw, Tally, Writer};
+use crate::writer::{Query, Raw, Tally, Writer};
 
 /// Answers of SmolLM2-135M-Instruct to the prompts of the smoke profile at seed 0.
 const RECORDED: &[u8] = include_bytes!("recorded.jsonl");
@@ -26,6 +26,8 @@ pub(super) struct BenchLlm<'a> {
 pub(super) struct Counts {
     pub(super) tally: Tally,
     pub(super) seconds: f64,
+    /// Whether tokens are the model's own, not estimated from bytes.
+    pub(super) exact: bool,
 }
 
 impl Counts {
@@ -33,8 +35,9 @@ impl Counts {
     pub(super) fn words(&self) -> String {
         let ads = self.tally.ads.max(1) as u64;
         format!(
-            "{} tokens an ad, {} more without the shared prefix; {} of {} weights from the fallback",
+            "{} tokens an ad{}, {} more without the shared prefix; {} of {} weights from the fallback",
             self.tally.tokens / ads,
+            if self.exact { "" } else { " (estimated)" },
             self.tally.tokens_saved / ads,
             self.tally.unusable,
             self.tally.weights
@@ -60,20 +63,22 @@ impl<'a> BenchLlm<'a> {
         self.spec == "recorded"
     }
 
-    /// An open LLM with its token counter.
-    pub(super) fn open(&self) -> Result<(Llm, Counter)> {
-        if self.recorded() {
-            let file = tempfile::NamedTempFile::new()
-                .and_then(|file| std::fs::write(file.path(), RECORDED).map(|()| file))
-                .map_err(Error::io(&std::env::temp_dir()))?;
-            let spec = LlmSpec::Replay { file: file.path().to_path_buf(), model: None };
-            // The file is open from here on; its name is not needed any longer.
-            let llm = Llm::open(&spec, &LlmOptions { cache: None, ..self.context.llm.clone() })?;
-            return Ok((llm, Counter::estimate()));
+    /// Hands out the spec while a recording's temporary file exists; whoever opens the LLM keeps
+    /// the file open.
+    fn with_spec<T>(&self, open: impl FnOnce(&LlmSpec, &LlmOptions) -> Result<T>) -> Result<T> {
+        if !self.recorded() {
+            return open(&self.spec.parse()?, &self.context.llm);
         }
-        let spec: LlmSpec = self.spec.parse()?;
-        let counter = Counter::new(&spec, &self.context.assets)?;
-        Ok((Llm::open(&spec, &self.context.llm)?, counter))
+        let file = tempfile::NamedTempFile::new()
+            .and_then(|file| std::fs::write(file.path(), RECORDED).map(|()| file))
+            .map_err(Error::io(&std::env::temp_dir()))?;
+        let spec = LlmSpec::Replay { file: file.path().to_path_buf(), model: None };
+        open(&spec, &LlmOptions { cache: None, ..self.context.llm.clone() })
+    }
+
+    /// The LLM itself.
+    pub(super) fn open(&self) -> Result<Llm> {
+        self.with_spec(Llm::open)
     }
 
     /// A writer in one mode.
@@ -83,17 +88,26 @@ impl<'a> BenchLlm<'a> {
         config: &WriterConfig,
         mode: Mode,
     ) -> Result<Writer> {
-        let (llm, counter) = self.open()?;
-        Writer::new(llm, schema, &WriterConfig { mode, ..config.clone() }, counter)
+        let config = WriterConfig { mode, ..config.clone() };
+        self.with_spec(|spec, options| Writer::open(spec, options, schema, &config))
     }
 
     /// Asks and counts.
     pub(super) fn ask(&self, writer: &Writer, queries: &[Query<'_>]) -> Result<(Vec<Raw>, Counts)> {
         let start = Instant::now();
         let (raws, tally) = writer.write(queries)?;
-        let spent = Counts { tally, seconds: start.elapsed().as_secs_f64() };
+        if self.recorded() && 2 * tally.unusable > tally.weights {
+            return Err(Error::asset(
+                "recorded answers of SmolLM2",
+                "they are for the smoke profile at seed 0 and do not know these prompts",
+                "run with --llm gguf:smollm2-135m-instruct",
+            ));
+        }
+        let exact = writer.counts_exactly();
+        let spent = Counts { tally, seconds: start.elapsed().as_secs_f64(), exact };
         let mut all = self.counts.lock().map_err(|_| Error::Bug("poisoned lock".into()))?;
         all.seconds += spent.seconds;
+        all.exact = exact;
         all.tally.ads += tally.ads;
         all.tally.prompts += tally.prompts;
         all.tally.weights += tally.weights;

@@ -79,9 +79,10 @@ fn cost(llm: &llm::BenchLlm<'_>) -> Vec<Row> {
     let spent = llm.spent();
     let ads = spent.tally.ads.max(1) as f64;
     let note = format!(
-        "{} prompts with {}, content-free ones included; {} of {} weights from the fallback",
+        "{} prompts with {}, content-free ones included{}; {} of {} weights from the fallback",
         spent.tally.prompts,
         llm.name(),
+        if spent.exact { "" } else { ", tokens estimated at four bytes each" },
         spent.tally.unusable,
         spent.tally.weights
     );

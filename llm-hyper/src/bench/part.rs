@@ -219,15 +219,19 @@ impl<'a> Part<'a> {
         control.prompted(&found, &written, &as_cold.residual, report)?;
         control.counterfactual(&found, report)?;
         control.ranking(&methods, report)?;
-        let curves = warm::Curves { part: self, generator: &tfidf, targets: &targets };
+        let examples = &as_cold.examples;
+        let curves = warm::Curves { part: self, generator: &tfidf, targets: &targets, examples };
+        let source = |at: usize| examples.iter().map(|ad| ad.sources[at].clone()).collect();
+        let start = |name, weights, as_cold| warm::Start { name, weights, as_cold };
+        let blended_cold = examples.iter().map(|ad| with.weights(&ad.sources)).collect();
         let worth = curves.run(
             &[
-                ("LLM-HYPER, residual", &residual),
-                ("LLM-HYPER, likelihood", &written.weights),
-                ("LR_cold (median)", &median),
-                ("kNN weights, tf-idf", &knn_tfidf),
-                ("ridge map text to weights", &ridged),
-                ("blend with LLM", &blended),
+                start("LLM-HYPER, residual", &residual, source(4)),
+                start("LLM-HYPER, likelihood", &written.weights, as_cold.llm.weights.clone()),
+                start("LR_cold (median)", &median, source(0)),
+                start("kNN weights, tf-idf", &knn_tfidf, source(1)),
+                start("ridge map text to weights", &ridged, source(3)),
+                start("blend with LLM", &blended, blended_cold),
             ],
             report,
         )?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use common::cli::{CommonArgs, Resolved, text};
 use common::data::{Format, Values};
-use common::llm::{Llm, LlmSpec};
+use common::llm::LlmSpec;
 use common::rng::Seed;
 use common::{Error, Result};
 use serde_json::json;
@@ -17,7 +17,7 @@ use crate::library::Library;
 use crate::model::logit::Scorer;
 use crate::model::prior::Prior;
 use crate::train;
-use crate::writer::{Counter, Tally, Writer};
+use crate::writer::{Tally, Writer};
 
 /// Flags of `fit`.
 #[derive(Debug, clap::Args)]
@@ -34,6 +34,20 @@ pub struct FitArgs {
     pub library: PathBuf,
 }
 
+/// Flags of `calibrate`.
+#[derive(Debug, clap::Args)]
+pub struct CalibrateArgs {
+    /// Library written by `fit`
+    #[arg(long, value_name = "FILE", default_value = "library.json")]
+    pub library: PathBuf,
+    /// Retired ads that the LLM is asked about as if they were new
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    pub ads: usize,
+    /// Calibration to write, for `generate --calibration`
+    #[arg(long, value_name = "FILE", default_value = "calibration.json")]
+    pub calibration: PathBuf,
+}
+
 /// Flags of `generate`.
 #[derive(Debug, clap::Args)]
 pub struct GenerateArgs {
@@ -45,6 +59,10 @@ pub struct GenerateArgs {
     /// Artefacts to write, one JSON object per line
     #[arg(long, value_name = "FILE", default_value = "artefacts.jsonl")]
     pub artefacts: PathBuf,
+    /// Calibration written by `calibrate` for the same LLM: weights are the library's median moved
+    /// by what is unusual about the answers
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
     /// Keep every LLM answer in this file, which `--llm replay:FILE` reads
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
@@ -126,6 +144,33 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, resolved: &Resolved<Config>)
     ))
 }
 
+pub(super) fn calibrate(
+    calibrate: &CalibrateArgs,
+    args: &CommonArgs,
+    resolved: &Resolved<Config>,
+) -> Result<String> {
+    let config = &resolved.config;
+    let library = Library::read(&calibrate.library)?;
+    let generator = Generator::new(&library, config, &super::assets_of(args))?;
+    let spec: LlmSpec =
+        args.llm.first().map_or(config.bench.llm.as_str(), String::as_str).parse()?;
+    let writer = Writer::open(&spec, &super::llm_options(args), &library.schema, &config.writer)?;
+    let (residual, tally) = generator.calibrate(calibrate.ads, &writer)?;
+    common::files::atomic_write(&calibrate.calibration, text::json(&residual)?.as_bytes())?;
+    if args.json {
+        return text::json(&json!({ "calibration": calibrate.calibration,
+            "strength": residual.strength, "tally": tally }));
+    }
+    Ok(format!(
+        "{}: one sd of {} moves a weight by {:.3} sd ({} ads, {} tokens)\n",
+        calibrate.calibration.display(),
+        writer.name(),
+        residual.strength,
+        tally.ads,
+        tally.tokens
+    ))
+}
+
 pub(super) fn generate(
     generate: &GenerateArgs,
     args: &CommonArgs,
@@ -135,20 +180,22 @@ pub(super) fn generate(
     let library = Library::read(&generate.library)?;
     let ads = files::read_ads(&generate.ads, &config.input)?;
     let assets = super::assets_of(args);
-    let generator = Generator::new(&library, config, &assets)?;
+    let mut generator = Generator::new(&library, config, &assets)?;
+    if let Some(path) = &generate.calibration {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let residual = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::data(error.to_string(), "a calibration as `llm-hyper calibrate` writes it")
+                .in_file(path)
+        })?;
+        generator = generator.with_residual(residual).map_err(|error| error.in_file(path))?;
+    }
     let spec: LlmSpec =
         args.llm.first().map_or(config.bench.llm.as_str(), String::as_str).parse()?;
-    let counter = match (&spec, generate.dry_run) {
-        (LlmSpec::Gguf(_), _) => Counter::new(&spec, &assets)?,
-        _ => Counter::estimate(),
-    };
     let mut options = super::llm_options(args);
     options.record.clone_from(&generate.record);
-    let exact = counter.exact();
-    let llm = Llm::open(&spec, &options)?;
-    let writer = Writer::new(llm, &library.schema, &config.writer, counter)?;
+    let writer = Writer::open(&spec, &options, &library.schema, &config.writer)?;
     if generate.dry_run {
-        return dry_run(&generator, &ads, &writer, exact);
+        return dry_run(&generator, &ads, &writer);
     }
     let (artefacts, tally) = generator.generate(&ads, &writer)?;
     artefact::write(&generate.artefacts, &artefacts)?;
@@ -164,12 +211,7 @@ pub(super) fn generate(
     Ok(summary(&artefacts, &tally, generate))
 }
 
-fn dry_run(
-    generator: &Generator<'_>,
-    ads: &[crate::data::Ad],
-    writer: &Writer,
-    exact: bool,
-) -> Result<String> {
+fn dry_run(generator: &Generator<'_>, ads: &[crate::data::Ad], writer: &Writer) -> Result<String> {
     let embeddings = generator.embed(ads)?;
     let mut out = String::new();
     let mut total = 0;
@@ -180,7 +222,7 @@ fn dry_run(
             total += tokens;
         }
     }
-    let how = if exact { "" } else { " (estimated at four bytes each)" };
+    let how = if writer.counts_exactly() { "" } else { " (estimated at four bytes each)" };
     Ok(format!("{out}--- {} ads, {total} tokens{how}; nothing was asked ---\n", ads.len()))
 }
 

@@ -2,6 +2,9 @@
 
 mod ads;
 mod bench;
+mod look;
+
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use common::cli::{self, CommonArgs, Profile, Resolved};
@@ -26,14 +29,24 @@ pub struct Cli {
 pub enum Verb {
     /// Train the click models of retired ads: the warm library
     Fit(ads::FitArgs),
+    /// Learn on retired ads how much the LLM's answers are worth
+    Calibrate(ads::CalibrateArgs),
     /// Let the LLM write the click models of new ads
     Generate(ads::GenerateArgs),
     /// Score users on ads
     Predict(ads::PredictArgs),
+    /// Show why an ad has its weights: the LLM's answer, demonstrations, reasons, calibration
+    Explain(look::ExplainArgs),
+    /// Judge artefacts by impressions, beside LR_cold and kNN weights
+    Eval(look::EvalArgs),
     /// Correct written models by the ads' first impressions
     Warm(ads::WarmArgs),
     /// Reproduce the paper's comparison: ours, baselines, ablations, controls
-    Bench,
+    Bench {
+        /// Keep every LLM answer in this file, which `--llm replay:FILE` reads
+        #[arg(long, value_name = "FILE")]
+        record: Option<PathBuf>,
+    },
     /// Show the resolved config and where each value came from
     Config {
         /// Print the JSON Schema of the config instead
@@ -52,10 +65,13 @@ pub fn run(cli: &Cli) -> Result<String> {
     let resolved = resolve(args)?;
     match &cli.verb {
         Verb::Fit(fit) => ads::fit(fit, args, &resolved),
+        Verb::Calibrate(calibrate) => ads::calibrate(calibrate, args, &resolved),
         Verb::Generate(generate) => ads::generate(generate, args, &resolved),
         Verb::Predict(predict) => ads::predict(predict, args, &resolved),
+        Verb::Explain(explain) => look::explain(explain, args),
+        Verb::Eval(eval) => look::eval(eval, args, &resolved),
         Verb::Warm(warm) => ads::warm(warm, args, &resolved),
-        Verb::Bench => bench::bench(args, &resolved),
+        Verb::Bench { record } => bench::bench(record.clone(), args, &resolved),
         Verb::Config { schema } => cli::config(args, &resolved, *schema),
     }
 }

@@ -9,9 +9,12 @@ pub mod json;
 pub mod prompts;
 mod tokens;
 
+use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Duration;
 
-use common::llm::{Llm, Prompt};
+use common::llm::{EndpointOptions, Llm, LlmOptions, LlmSpec, Prompt};
 use common::{Error, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -57,6 +60,19 @@ pub struct Raw {
     pub prompt_hash: String,
 }
 
+/// What the first answer of a recording was asked as.
+fn recorded_mode(file: &Path) -> Result<Mode> {
+    let reader = BufReader::new(std::fs::File::open(file).map_err(Error::io(file))?);
+    let line = reader.lines().next().transpose().map_err(Error::io(file))?.unwrap_or_default();
+    let recorded: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+    let raw = recorded.pointer("/request/raw").and_then(serde_json::Value::as_str);
+    Ok(match raw {
+        Some(prompt) if prompt.starts_with(prompts::LIKELIHOOD) => Mode::Likelihood,
+        Some(_) => Mode::Rating,
+        None => Mode::Json,
+    })
+}
+
 /// How the answers went, over all ads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
@@ -83,6 +99,8 @@ pub struct Writer {
     config: WriterConfig,
     schema: Schema,
     counter: Counter,
+    /// Whether answers come from a recording.
+    replay: bool,
     /// Answers under an ad without content, computed once.
     content_free: OnceLock<Vec<f64>>,
 }
@@ -94,35 +112,56 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// A writer on an open LLM. [`Mode::Auto`] becomes `json` for endpoints and for recordings of
-    /// them, else `rating`.
+    /// Opens the LLM of `spec`. [`Mode::Auto`] becomes `json` for endpoints, `rating` for local
+    /// models, and for recordings what was recorded.
     ///
     /// # Errors
-    /// [`Error::Usage`] for `rating` or `likelihood` with an endpoint, which does not tell the
-    /// probabilities of given tokens.
-    pub fn new(llm: Llm, schema: &Schema, config: &WriterConfig, counter: Counter) -> Result<Self> {
-        let endpoint = llm.name().contains("openai:");
-        let mode = match (config.mode, endpoint) {
-            (Mode::Auto, true) => Mode::Json,
-            (Mode::Auto, false) => Mode::Rating,
-            (Mode::Rating | Mode::Likelihood, true) => {
+    /// As [`Llm::open`]; [`Error::Usage`] for `rating` or `likelihood` with an endpoint, which does
+    /// not tell the probabilities of given tokens.
+    pub fn open(
+        spec: &LlmSpec,
+        options: &LlmOptions,
+        schema: &Schema,
+        config: &WriterConfig,
+    ) -> Result<Self> {
+        let endpoint = matches!(spec, LlmSpec::Endpoint { .. });
+        let mode = match (config.mode, spec) {
+            (Mode::Auto, LlmSpec::Endpoint { .. }) => Mode::Json,
+            (Mode::Auto, LlmSpec::Replay { file, .. }) => recorded_mode(file)?,
+            (Mode::Auto, _) => Mode::Rating,
+            (Mode::Rating | Mode::Likelihood, _) if endpoint => {
                 return Err(Error::usage(format!(
-                    "writer.mode = {:?} needs token probabilities, which {} does not tell; use \
+                    "writer.mode = {:?} needs token probabilities, which {spec} does not tell; use \
                      writer.mode = \"json\" or a gguf: or hf: model",
-                    config.mode,
-                    llm.name()
+                    config.mode
                 )));
             }
             (mode, _) => mode,
         };
+        let options = LlmOptions {
+            endpoint: EndpointOptions {
+                budget: Duration::from_secs(config.budget_seconds),
+                attempt_timeout: Duration::from_secs(config.attempt_seconds),
+                attempts: config.attempts,
+                backoff: Duration::from_millis(config.backoff_ms),
+                ..options.endpoint.clone()
+            },
+            ..options.clone()
+        };
         Ok(Self {
-            llm,
+            counter: Counter::new(spec, &options.assets)?,
+            llm: Llm::open(spec, &options)?,
+            replay: matches!(spec, LlmSpec::Replay { .. }),
             mode,
             config: config.clone(),
             schema: schema.clone(),
-            counter,
             content_free: OnceLock::new(),
         })
+    }
+
+    /// Whether token counts are the model's own, not estimates.
+    pub fn counts_exactly(&self) -> bool {
+        self.counter.exact()
     }
 
     /// The LLM and how it is asked, for artefacts.
@@ -224,6 +263,11 @@ impl Writer {
             // This one prompt can't be answered (too long for the context): the ad falls back.
             Err(Error::LlmOutput(reason)) => {
                 tracing::warn!("ad {}: {reason}", query.ad.id);
+                Ok(raw)
+            }
+            // A recording that lacks one prompt; the share of such ads is limited by the caller.
+            Err(error @ Error::Asset { .. }) if self.replay => {
+                tracing::warn!("ad {}: {error}", query.ad.id);
                 Ok(raw)
             }
             Err(error) => Err(error),

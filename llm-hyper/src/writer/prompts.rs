@@ -10,6 +10,9 @@ use crate::data::{Ad, Schema};
 /// The title of an ad without content.
 pub const CONTENT_FREE: &str = "N/A";
 
+/// How every `likelihood` prompt begins.
+pub(super) const LIKELIHOOD: &str = "Ads and the people who click on them most.\n";
+
 /// An ad's text, cut to the configured length.
 pub fn ad_text(ad: &Ad, config: &WriterConfig) -> String {
     ad.text().chars().take(config.max_chars).collect()
@@ -57,7 +60,7 @@ pub fn likelihood(
     config: &WriterConfig,
     query: &Query<'_>,
 ) -> (String, Vec<String>) {
-    let mut prompt = "Ads and the people who click on them most.\n".to_owned();
+    let mut prompt = LIKELIHOOD.to_owned();
     for demo in &query.demos {
         let names: Vec<&str> = special(schema, &demo.special, 1.0, config.shown).collect();
         let text = ad_text(demo.ad, config);

@@ -273,8 +273,8 @@ fn a_local_model_writes_ratings_and_shows_its_prompts() {
     let artefact: serde_json::Value = serde_json::from_str(artefact.trim()).unwrap();
     let raw: Vec<f64> =
         artefact["raw"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-    // "people who like chess" is feature 5 and the likeliest audience of a chess set.
-    let best = (0..raw.len()).max_by(|&a, &b| raw[a].total_cmp(&raw[b])).unwrap();
+    // Among the twelve tastes, chess (feature 5) has the likeliest audience of a chess set.
+    let best = (0..12).max_by(|&a, &b| raw[a].total_cmp(&raw[b])).unwrap();
     assert_eq!(best, 5, "{raw:?}");
 }
 
@@ -288,8 +288,17 @@ fn usage_errors_name_the_key_and_bad_files_their_place() {
     fails(path, &["fit", "new.csv", "log.csv"], 3, &["log.csv", "row 2", "catalogue"]);
     fails(path, &["generate", "new.csv"], 6, &["library.json"]);
     let log = std::fs::read_to_string(path.join("log.csv")).unwrap();
-    std::fs::write(path.join("bad.csv"), log.replacen(",0,", ",maybe,", 1)).unwrap();
-    fails(path, &["fit", "ads.csv", "bad.csv"], 3, &["bad.csv", "row ", "column clicked", "maybe"]);
+    let mut lines: Vec<String> = log.lines().map(str::to_owned).collect();
+    let mut cells: Vec<&str> = lines[3].split(',').collect();
+    cells[3] = "maybe";
+    lines[3] = cells.join(",");
+    std::fs::write(path.join("bad.csv"), lines.join("\n")).unwrap();
+    fails(
+        path,
+        &["fit", "ads.csv", "bad.csv"],
+        3,
+        &["bad.csv", "row 4", "column clicked", "maybe"],
+    );
     std::fs::write(path.join("schema.toml"), "[[features]]\nname = \"a\"\ndescription = \"\"\n")
         .unwrap();
     fails(path, &["fit", "ads.csv", "log.csv"], 3, &["schema.toml", "no description"]);
@@ -306,7 +315,9 @@ fn bad_tables_exit_3_with_their_place() {
     let mut refused = 0;
     for table in bad_tables() {
         std::fs::write(path.join(table.file), &table.bytes).unwrap();
-        let output = run(path, &["fit", table.file, "log.csv"]);
+        let columns = ["--set", "input.ad_id=item", "--set", "input.title=label"];
+        let args = [&["fit", table.file, "log.csv"][..], &columns].concat();
+        let output = run(path, &args);
         let message = stderr(&output);
         if let Expect::Refused(pieces) = &table.expect {
             refused += 1;

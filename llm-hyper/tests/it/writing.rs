@@ -13,6 +13,9 @@ const NAMES: [&str; 4] = ["age:18", "likes:tea", "returning", "a \"quoted\" name
 /// One answer as a careless or hostile model gives it.
 fn bad_answer(stream: &mut Stream) -> String {
     let number = |stream: &mut Stream| {
+        if stream.chance(0.8) {
+            return format!("{:.2}", 1.1 * (2.0 * stream.uniform() - 1.0));
+        }
         let numbers = [
             "0.5",
             "-1",

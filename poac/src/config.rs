@@ -103,7 +103,7 @@ impl Default for DiffusionConfig {
             times: 1_000,
             prediction: Prediction::default(),
             model: DenoiserOptions::default(),
-            pace: Pace { steps: 2_200, batch: 64, lr: 2e-3, warmup: 0.05, weight_decay: 0.0 },
+            pace: Pace { steps: 900, batch: 48, lr: 2e-3, warmup: 0.05, weight_decay: 0.0 },
             sample: SampleOptions::default(),
         }
     }
@@ -127,7 +127,7 @@ pub struct BenchConfig {
 
 impl Default for BenchConfig {
     fn default() -> Self {
-        Self { concepts: 0, pictures: 2, best_of: 4, resamples: 2_000, sheet: 40 }
+        Self { concepts: 0, pictures: 1, best_of: 4, resamples: 2_000, sheet: 40 }
     }
 }
 

@@ -11,7 +11,7 @@ use common::{Error, Result};
 use ndarray::Array2;
 
 use crate::data::Vocabulary;
-use crate::model::TextBatch;
+use crate::model::{TextBatch, Word};
 use crate::projection::Projection;
 
 /// Unit features of every token, from MiniLM by projection. Words of one meaning are near each
@@ -100,6 +100,11 @@ impl Features {
         &self.table[id as usize]
     }
 
+    /// A token for the image models, with the picture that it names.
+    fn word(&self, id: u32) -> Word {
+        Word { feature: self.token(id).to_vec(), picture: self.vocabulary.object(id) }
+    }
+
     /// Features of words, in the vocabulary or not.
     ///
     /// # Errors
@@ -133,18 +138,18 @@ impl Features {
     ///
     /// # Errors
     /// As [`Features::words`].
-    pub fn prompt(&self, prompt: &str) -> Result<Vec<Vec<f32>>> {
+    pub fn prompt(&self, prompt: &str) -> Result<Vec<Word>> {
         let (ids, unknown) = self.vocabulary.encode(prompt);
-        let start = std::iter::once(self.token(Vocabulary::EOS).to_vec());
         let known = ids.iter().filter(|&&id| self.vocabulary.is_content(id));
-        let known = known.map(|&id| self.token(id).to_vec());
+        let known = known.map(|&id| self.word(id));
         let plain: Vec<String> = unknown
             .iter()
             .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()).to_owned())
             .filter(|word| !word.is_empty() && !is_function_word(word))
             .take(16)
             .collect();
-        Ok(start.chain(known).chain(self.words(&plain)?).collect())
+        let plain = self.words(&plain)?.into_iter().map(|feature| Word { feature, picture: None });
+        Ok(std::iter::once(self.word(Vocabulary::EOS)).chain(known).chain(plain).collect())
     }
 
     /// Prompts as a batch.
@@ -162,7 +167,7 @@ impl Features {
     /// # Errors
     /// None but bugs.
     pub fn empty(&self, n: usize) -> Result<TextBatch> {
-        TextBatch::new(&vec![vec![self.token(Vocabulary::EOS).to_vec()]; n])
+        TextBatch::new(&vec![vec![self.word(Vocabulary::EOS)]; n])
     }
 }
 

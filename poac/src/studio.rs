@@ -104,7 +104,7 @@ impl Base {
         let world = World::new(&pictures, &gate, &config.world, seed)?;
         let names = world.objects.iter().map(|object| object.name.as_str());
         let words = world.concepts.iter().map(|concept| concept.word.as_str());
-        let vocabulary = Vocabulary::new(names.chain(words));
+        let vocabulary = Vocabulary::new(names, words);
         let images = Images::draw(&world, config.diffusion.size)?;
         let schedule = Schedule::new(config.diffusion.beta, config.diffusion.times);
         let trained = Trained::new(&assets.options().cache.join("trained").join("poac"));
@@ -170,15 +170,22 @@ impl Base {
         let (scorer_a, quality_a) = self.scorer(Side::A, seed, &mut histories)?;
         let (scorer_b, quality_b) = self.scorer(Side::B, seed, &mut histories)?;
         let diffusion = &self.config.diffusion;
-        let (tokens, width) = (self.tokens(), self.features.width());
+        let width = self.features.width();
         let components = diffusion.model.components;
+        let objects: Vec<(usize, Style)> =
+            (0..self.images.len()).map(|at| (at, Style::Colour)).collect();
+        let pictures = self.images.batch(&objects)?;
         let key = json!([self.fingerprint, diffusion, seed.value()]);
         let (mut tensors, history) = self.trained.get_or_train("denoiser", &key, |work| {
-            let objects = (0..self.images.len()).map(|at| (at, Style::Colour));
-            let codec = Codec::fit(&self.images.batch(&objects.collect::<Vec<_>>())?, components, seed)?;
+            let codec = Codec::fit(&pictures, components, seed)?;
             let captioned =
                 Captioned::new(&self.world, &self.images, &codec, &self.features)?;
-            let denoiser = Denoiser::new(&diffusion.model, tokens, width, seed)?;
+            let denoiser = Denoiser::new(
+                &diffusion.model,
+                captioned.codes(Style::Colour),
+                width,
+                seed,
+            )?;
             let history = train::denoiser::fit(
                 &denoiser,
                 &self.schedule,
@@ -194,7 +201,8 @@ impl Base {
         })?;
         let codec = Codec::from_tensors(&tensors, components)?;
         tensors.retain(|name, _| !name.starts_with("codec."));
-        let denoiser = Denoiser::from_tensors(&diffusion.model, tokens, width, tensors)?;
+        let codes = codec.encode(&pictures)?;
+        let denoiser = Denoiser::from_tensors(&diffusion.model, &codes, width, tensors)?;
         histories.insert("denoiser".to_owned(), history);
         let mut models = ImageModels {
             codec,

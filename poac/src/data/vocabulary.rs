@@ -14,19 +14,44 @@ pub struct Vocabulary {
     tokens: Vec<String>,
     ids: BTreeMap<String, u32>,
     longest: usize,
+    /// Ids of the objects' names: `first_name..first_name + names`.
+    first_name: u32,
+    names: u32,
 }
 
 impl Vocabulary {
     /// The token that ends a text.
     pub const EOS: u32 = 0;
 
-    /// Template words first, then `words` in their order, each once.
-    pub fn new<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut all = Self { tokens: Vec::new(), ids: BTreeMap::new(), longest: 1 };
-        for word in WORDS.into_iter().chain(words) {
+    /// Template words first, then the objects' `names`, then further `words`, each once.
+    pub fn new<'a>(
+        names: impl IntoIterator<Item = &'a str>,
+        words: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let mut all = Self {
+            tokens: Vec::new(),
+            ids: BTreeMap::new(),
+            longest: 1,
+            first_name: WORDS.len() as u32,
+            names: 0,
+        };
+        for word in WORDS {
+            all.add(word);
+        }
+        for name in names {
+            all.add(name);
+        }
+        all.names = all.len() as u32 - all.first_name;
+        for word in words {
             all.add(word);
         }
         all
+    }
+
+    /// The object whose name the token is.
+    pub fn object(&self, id: u32) -> Option<usize> {
+        let at = id.checked_sub(self.first_name)?;
+        (at < self.names).then_some(at as usize)
     }
 
     /// Adds a word if it is new; its id.

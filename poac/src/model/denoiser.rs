@@ -1,5 +1,9 @@
 //! The latent denoiser ε_θ(z_t, t, τ(y)): a transformer over patch codes that attends to the words
 //! of the prompt (DiT, Peebles and Xie 2023, with shared modulation as in PixArt-α).
+//!
+//! A word that names a known picture brings that picture's code with it, so the model does not have
+//! to learn 1,315 pictures by heart (retrieval-augmented diffusion, Blattmann et al. 2022). Each patch
+//! attends to the same patch of the named pictures. Other words bring their feature alone.
 
 use std::collections::BTreeMap;
 
@@ -34,37 +38,52 @@ impl Default for DenoiserOptions {
     }
 }
 
+/// A word of a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Word {
+    /// Its feature.
+    pub feature: Vec<f32>,
+    /// The picture that it names, as a row of the denoiser's memory.
+    pub picture: Option<usize>,
+}
+
 /// The words of a batch of prompts as features: the text encoder's output τ(y).
 #[derive(Debug, Clone)]
 pub struct TextBatch {
     /// `[batch, words, features]`
     pub features: Tensor,
+    /// `[batch, words]`: 0 = names no picture, otherwise the picture's number plus 1.
+    pub pictures: Tensor,
     /// `[batch, words]`, 1 = a word.
     pub mask: Tensor,
 }
 
 impl TextBatch {
     /// Pads rows of word features with zeros. Every row needs a word.
-    pub fn new(rows: &[Vec<Vec<f32>>]) -> Result<Self> {
+    pub fn new(rows: &[Vec<Word>]) -> Result<Self> {
         let most = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = rows.first().and_then(|row| row.first()).map_or(0, Vec::len);
+        let width = rows.first().and_then(|row| row.first()).map_or(0, |word| word.feature.len());
         if width == 0 || rows.iter().any(Vec::is_empty) {
             return Err(Error::Bug("a prompt without words".into()));
         }
         let mut features = Vec::with_capacity(rows.len() * most * width);
         let mut mask = Vec::with_capacity(rows.len() * most);
+        let mut pictures = Vec::with_capacity(rows.len() * most);
         for row in rows {
             for at in 0..most {
                 match row.get(at) {
-                    Some(word) => features.extend_from_slice(word),
+                    Some(word) => features.extend_from_slice(&word.feature),
                     None => features.resize(features.len() + width, 0.0),
                 }
+                let picture = row.get(at).and_then(|word| word.picture);
+                pictures.push(picture.map_or(0, |at| at as u32 + 1));
                 mask.push(f32::from(u8::from(at < row.len())));
             }
         }
         let shape = (rows.len(), most, width);
         Ok(Self {
             features: Tensor::from_vec(features, shape, &Device::Cpu)?,
+            pictures: Tensor::from_vec(pictures, (rows.len(), most), &Device::Cpu)?,
             mask: Tensor::from_vec(mask, (rows.len(), most), &Device::Cpu)?,
         })
     }
@@ -73,6 +92,7 @@ impl TextBatch {
     pub fn narrow(&self, first: usize, count: usize) -> Result<Self> {
         Ok(Self {
             features: self.features.narrow(0, first, count)?,
+            pictures: self.pictures.narrow(0, first, count)?,
             mask: self.mask.narrow(0, first, count)?,
         })
     }
@@ -106,6 +126,9 @@ pub struct Denoiser {
     input: Linear,
     positions: Tensor,
     text: [Linear; 2],
+    recall: Linear,
+    /// Codes of the known pictures after a row of zeros, `[pictures + 1, tokens · components]`.
+    memory: Tensor,
     pooled: Linear,
     time: [Linear; 2],
     modulation: Linear,
@@ -116,33 +139,35 @@ pub struct Denoiser {
 }
 
 impl Denoiser {
-    /// New weights for `tokens` patches and `features` text features.
+    /// New weights for `features` text features and the codes `[pictures, tokens, components]` of
+    /// the pictures that words name.
     pub fn new(
         options: &DenoiserOptions,
-        tokens: usize,
+        codes: &Tensor,
         features: usize,
         seed: Seed,
     ) -> Result<Self> {
-        Self::build(options, tokens, features, Builder::seeded(seed))
+        Self::build(options, &memory(codes)?, features, Builder::seeded(seed))
     }
 
     /// Weights of a file.
     pub fn from_tensors(
         options: &DenoiserOptions,
-        tokens: usize,
+        codes: &Tensor,
         features: usize,
         tensors: BTreeMap<String, Tensor>,
     ) -> Result<Self> {
-        Self::build(options, tokens, features, Builder::from_tensors(tensors))
+        Self::build(options, &memory(codes)?, features, Builder::from_tensors(tensors))
     }
 
     fn build(
         options: &DenoiserOptions,
-        tokens: usize,
+        memory: &Tensor,
         features: usize,
         mut builder: Builder,
     ) -> Result<Self> {
         let (d, c) = (options.width, options.components);
+        let tokens = memory.dim(1)? / c.max(1);
         if options.heads == 0 || d % options.heads != 0 {
             return Err(Error::usage(format!(
                 "denoiser.heads {}: use a divisor of denoiser.width {d}",
@@ -177,6 +202,8 @@ impl Denoiser {
             input: linear(b, "input", c, d)?,
             positions: b.tensor("positions", (tokens, d), Init::Normal(0.5))?,
             text: [linear(b, "text.0", features, d)?, linear(b, "text.1", d, d)?],
+            recall: linear(b, "recall", c, d)?,
+            memory: memory.clone(),
             pooled: linear(b, "pooled", features, d)?,
             time: [linear(b, "time.0", TIME, d)?, linear(b, "time.1", d, d)?],
             modulation: quiet(b, "modulation", d, 6 * d)?,
@@ -215,9 +242,9 @@ impl Denoiser {
         let b = &mut builder;
         let frozen = self.parameters.tensors();
         let options = self.options.clone();
-        let (tokens, features) = (self.positions.dim(0)?, self.pooled.sizes().0);
+        let features = self.pooled.sizes().0;
         let base = Builder::from_tensors(frozen).frozen();
-        let mut model = Self::build(&options, tokens, features, base)?;
+        let mut model = Self::build(&options, &self.memory, features, base)?;
         for (at, block) in model.blocks.iter_mut().enumerate() {
             let layers: [(&str, &mut Linear); 5] = [
                 ("attn1.to_qkv", &mut block.to_qkv),
@@ -246,8 +273,16 @@ impl Denoiser {
         let words = self.text[1].forward(&words)?;
         let count = words.dim(1)?;
         let dim = d / heads;
+        // patch by patch: `[batch · tokens, words, width]`
+        let named = ops::embedding(&self.memory, &text.pictures)?;
+        let named = named.reshape((batch, count, tokens, self.options.components))?;
+        let named = named.transpose(1, 2)?.contiguous()?;
+        let words = self.recall.forward(&named)?.broadcast_add(&words.unsqueeze(1)?)?;
+        let words = words.reshape((batch * tokens, count, d))?;
+        let mask = text.mask.unsqueeze(1)?.broadcast_as((batch, tokens, count))?;
+        let mask = mask.contiguous()?.reshape((batch * tokens, count))?;
         let own = AttentionOptions { scale: None, causal: false, key_mask: None };
-        let cross = AttentionOptions { key_mask: Some(text.mask.clone()), ..own.clone() };
+        let cross = AttentionOptions { key_mask: Some(mask), ..own.clone() };
         let mut hidden = self.input.forward(z)?.broadcast_add(&self.positions)?;
         for block in &self.blocks {
             let parts = shared.broadcast_add(&block.offsets)?;
@@ -262,11 +297,11 @@ impl Denoiser {
             let mixed = block.to_out.forward(&mixed)?;
             hidden = (hidden + mixed.broadcast_mul(&(part(2)? + 1.0)?)?)?;
             let x = block.norm[1].forward(&hidden)?;
-            let q = block.to_q.forward(&x)?.reshape((batch, tokens, heads, dim))?;
+            let q = block.to_q.forward(&x)?.reshape((batch * tokens, 1, heads, dim))?;
             let kv = block.to_kv.forward(&words)?;
             let half = |first: usize| {
                 let part = kv.narrow(2, first * d, d)?.contiguous()?;
-                Ok::<_, Error>(part.reshape((batch, count, heads, dim))?)
+                Ok::<_, Error>(part.reshape((batch * tokens, count, heads, dim))?)
             };
             let mixed = ops::attention(&q, &half(0)?, &half(1)?, &cross)?;
             hidden = (hidden + block.to_out2.forward(&mixed.reshape((batch, tokens, d))?)?)?;
@@ -277,6 +312,13 @@ impl Denoiser {
         }
         self.output.forward(&self.norm.forward(&hidden)?)
     }
+}
+
+/// Codes `[pictures, tokens, components]` as rows after one of zeros.
+fn memory(codes: &Tensor) -> Result<Tensor> {
+    let rows = codes.flatten_from(1)?.detach();
+    let zero = Tensor::zeros((1, rows.dim(1)?), rows.dtype(), rows.device())?;
+    Ok(Tensor::cat(&[&zero, &rows], 0)?)
 }
 
 /// Sine and cosine of the time at 32 frequencies, `[batch, 64]`.

@@ -9,7 +9,7 @@ pub mod schedule;
 pub mod scorer;
 
 pub use codec::Codec;
-pub use denoiser::{Denoiser, DenoiserOptions, TextBatch};
+pub use denoiser::{Denoiser, DenoiserOptions, TextBatch, Word};
 pub use quality::QualityHead;
 pub use sample::SampleOptions;
 pub use schedule::{Prediction, Schedule};

@@ -24,7 +24,7 @@ pub struct SampleOptions {
 
 impl Default for SampleOptions {
     fn default() -> Self {
-        Self { steps: 20, guidance: 3.0 }
+        Self { steps: 12, guidance: 1.5 }
     }
 }
 

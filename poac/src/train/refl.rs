@@ -28,7 +28,7 @@ pub struct Stage {
 
 impl Default for Stage {
     fn default() -> Self {
-        Self { clip: 1.0, quality: 0.0, steps: 60 }
+        Self { clip: 1.0, quality: 0.0, steps: 40 }
     }
 }
 
@@ -61,10 +61,10 @@ impl Default for ReflOptions {
         Self {
             stages: vec![
                 Stage::default(),
-                Stage { quality: 1.0, steps: 40, ..Stage::default() },
+                Stage { quality: 1.0, steps: 30, ..Stage::default() },
             ],
-            inference_steps: 20,
-            first_step: 12,
+            inference_steps: 12,
+            first_step: 7,
             batch: 16,
             lr: 1e-3,
             lambda: 0.1,
@@ -186,6 +186,7 @@ pub fn refl_loss(
 ///
 /// # Errors
 /// Those of [`train`].
+#[allow(clippy::too_many_arguments)] // each is a different thing
 pub fn fit(
     denoiser: &Denoiser,
     adapters: &Parameters,

@@ -26,6 +26,7 @@ pub enum Side {
 ///
 /// # Errors
 /// Those of [`train`].
+#[allow(clippy::too_many_arguments)] // each is a different thing
 pub fn fit(
     scorer: &Scorer,
     world: &World,

@@ -1,0 +1,9 @@
+//! Integration tests of `poac`, one binary.
+
+#![allow(clippy::unwrap_used)]
+
+mod cli;
+mod data;
+mod golden;
+mod learning;
+mod toy;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::generator::GeneratorOptions;
 use crate::model::rebalance::RebalanceOptions;
-use crate::tokenizer::Assignment;
+use crate::tokenizer::{Assignment, RqVaeOptions};
 use crate::train::{Stage2Options, TrainOptions};
 
 /// Everything that a run depends on, besides seed and input files.
@@ -65,6 +65,8 @@ pub struct TokenizerConfig {
     pub assignment: Assignment,
     /// What items are compared by.
     pub vectors: VectorSource,
+    /// Learn the codes with an RQ-VAE instead of residual k-means.
+    pub rqvae: Option<RqVaeOptions>,
 }
 
 impl Default for TokenizerConfig {
@@ -73,6 +75,7 @@ impl Default for TokenizerConfig {
             codes: vec![64; 3],
             assignment: Assignment::Nearest,
             vectors: VectorSource::default(),
+            rqvae: None,
         }
     }
 }

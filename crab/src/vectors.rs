@@ -6,8 +6,9 @@ use common::rng::Seed;
 use common::{Error, Result};
 use ndarray::Array2;
 
-use crate::config::VectorSource;
+use crate::config::{TokenizerConfig, VectorSource};
 use crate::data::Dataset;
+use crate::tokenizer::{Codebook, residual_kmeans, train_rqvae};
 
 /// One vector per item, `[items, width]`.
 ///
@@ -32,6 +33,17 @@ pub fn item_vectors(
                 TextEncoder::minilm(assets)?.with_cache(&assets.options().cache.join("vectors"))?;
             encoder.encode(&data.texts)
         }
+    }
+}
+
+/// The code book that a config asks for.
+///
+/// # Errors
+/// Those of the tokenizers.
+pub fn code_book(points: Array2<f32>, config: &TokenizerConfig, seed: Seed) -> Result<Codebook> {
+    match &config.rqvae {
+        Some(options) => train_rqvae(&points, &config.codes, None, options, seed),
+        None => residual_kmeans(points, &config.codes, config.assignment, seed),
     }
 }
 

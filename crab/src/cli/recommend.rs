@@ -18,9 +18,8 @@ use crate::decode::{DecodeOptions, decode};
 use crate::eval::{Groups, Scores, evaluate};
 use crate::model::generator::Generator;
 use crate::saved::Saved;
-use crate::tokenizer::residual_kmeans;
 use crate::train::{self, EpochRecord, Task};
-use crate::vectors::item_vectors;
+use crate::vectors::{code_book, item_vectors};
 
 /// Flags of `fit`.
 #[derive(Debug, clap::Args)]
@@ -81,7 +80,7 @@ pub(super) fn fit(
         None => crate::config::VectorSource::Interactions,
     };
     let points = item_vectors(&data, source, assets, seed)?;
-    let book = residual_kmeans(points, &config.tokenizer.codes, config.tokenizer.assignment, seed)?;
+    let book = code_book(points, &config.tokenizer, seed)?;
     let table = book.table.deduplicated();
     let workers = Workers::new(threads)?;
     let task =

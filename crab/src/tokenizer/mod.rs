@@ -1,10 +1,14 @@
 //! Item tokenizers: from item vectors to semantic IDs with code vectors.
 
+mod rqvae;
+
 use common::rng::{Seed, Stream};
 use common::{Error, Result};
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 use crate::sid::SidTable;
+
+pub use rqvae::{RqVae, RqVaeOptions, train_rqvae};
 
 /// Semantic IDs with what they were made from.
 #[derive(Debug, Clone)]

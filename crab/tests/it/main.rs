@@ -1,0 +1,8 @@
+//! Integration tests: one binary for the crate.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod cli;
+mod generator;
+mod real;
+mod split;

@@ -174,7 +174,7 @@ impl Default for BenchDataset {
             generator: GeneratorOptions::default(),
             train: TrainOptions::default(),
             fine_tune: TrainOptions::fine_tuning(),
-            beams: 50,
+            beams: 30,
             baselines: BaselineConfig::default(),
         }
     }
@@ -216,7 +216,7 @@ impl BenchDataset {
                 history: 20,
                 ..GeneratorOptions::default()
             },
-            train: TrainOptions { epochs: 20, evaluate_every: 4, ..TrainOptions::default() },
+            train: TrainOptions { epochs: 12, evaluate_every: 4, ..TrainOptions::default() },
             fine_tune: TrainOptions { epochs: 3, ..TrainOptions::fine_tuning() },
             beams: 100,
             ..Self::default()

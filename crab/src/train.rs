@@ -22,13 +22,13 @@ const SLICES: usize = 2;
 
 /// | option | default | purpose |
 /// |---|---|---|
-/// | `epochs` | 40 | passes over all users |
+/// | `epochs` | 30 | passes over all users |
 /// | `batch` | 64 | users of a step |
 /// | `learning_rate` | 1.5e-3 | peak; cosine to 0 |
 /// | `weight_decay` | 0.01 | AdamW's |
 /// | `evaluate_every` | 5 | epochs between validations; 0 = never, the last epoch is kept |
 /// | `validation` | 600 | validation cases looked at |
-/// | `patience` | 3 | validations without a better NDCG@10 before it stops; 0 = never |
+/// | `patience` | 0 | validations without a better NDCG@10 before it stops; 0 = never |
 /// | `checkpoint_every` | 0 | epochs between checkpoints for resuming; 0 = none |
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -54,13 +54,13 @@ pub struct TrainOptions {
 impl Default for TrainOptions {
     fn default() -> Self {
         Self {
-            epochs: 40,
+            epochs: 30,
             batch: 64,
             learning_rate: 1.5e-3,
             weight_decay: 0.01,
             evaluate_every: 5,
             validation: 600,
-            patience: 3,
+            patience: 0,
             checkpoint_every: 0,
         }
     }

@@ -55,6 +55,8 @@ struct Bench<'a> {
     outcomes: Vec<Outcome>,
     fingerprint: String,
     threads: usize,
+    /// Validation cases on which α and β are chosen.
+    chosen_on: Vec<Case>,
 }
 
 pub(super) fn run(
@@ -76,6 +78,7 @@ pub(super) fn run(
         outcomes: Vec::new(),
         fingerprint: data.fingerprint(),
         threads: context.threads,
+        chosen_on: spread(&data.valid, 1000).cloned().collect(),
     };
     let mut loads = Vec::new();
     let mut curves = Vec::new();
@@ -402,7 +405,7 @@ impl Bench<'_> {
             };
             if let Some(along) = along {
                 self.trace(along, &ranked, frontier, seeds);
-                let cases = self.data.valid.clone();
+                let cases = self.chosen_on.clone();
                 let valid = self.decode(&model, &stage1.table, &cases)?;
                 let alpha = self.choose_alpha(&valid);
                 let lists =
@@ -450,8 +453,8 @@ impl Bench<'_> {
     fn choose_alpha(&self, ranked: &[Ranked]) -> f64 {
         let scores = |alpha: f64| {
             let lists =
-                baselines::adjusted(self.data, &self.data.valid, ranked, &self.counts, alpha);
-            evaluate(&self.data.valid, &lists, &self.groups, self.data.items())
+                baselines::adjusted(self.data, &self.chosen_on, ranked, &self.counts, alpha);
+            evaluate(&self.chosen_on, &lists, &self.groups, self.data.items())
         };
         let plain = scores(0.0);
         let least = plain.ndcg10 * (1.0 - self.config.bench.allowed_loss);
@@ -469,8 +472,8 @@ impl Bench<'_> {
     fn choose_share(&self, ranked: &[Ranked]) -> Result<f64> {
         let mut best = (f64::NEG_INFINITY, 0.0);
         for &share in &self.config.bench.mixtures {
-            let lists = baselines::mixed(self.data, &self.data.valid, ranked, share)?;
-            let scores = evaluate(&self.data.valid, &lists, &self.groups, self.data.items());
+            let lists = baselines::mixed(self.data, &self.chosen_on, ranked, share)?;
+            let scores = evaluate(&self.chosen_on, &lists, &self.groups, self.data.items());
             if scores.ndcg10 > best.0 {
                 best = (scores.ndcg10, share);
             }
@@ -479,14 +482,18 @@ impl Bench<'_> {
     }
 }
 
-/// Validation cases for early stopping: at most 1,000, evenly over all.
+/// At most `most` cases, evenly over all: files are often sorted.
+fn spread(cases: &[Case], most: usize) -> impl Iterator<Item = &Case> {
+    cases.iter().step_by(cases.len().div_ceil(most).max(1))
+}
+
+/// Validation cases for the baselines' early stopping.
 fn held_out(data: &Dataset) -> Vec<HeldOut> {
     let held = |case: &Case| {
         let user = case.user?;
         Some(HeldOut { user, history: case.history.clone(), target: case.target })
     };
-    let step = data.valid.len().div_ceil(1000).max(1);
-    data.valid.iter().step_by(step).filter_map(held).collect()
+    spread(&data.valid, 1000).filter_map(held).collect()
 }
 
 fn table_hash(table: &SidTable) -> String {

@@ -380,7 +380,6 @@ impl Config {
             control_ads: 4,
             resamples: 100,
             repeats: 1,
-            ..BenchConfig::default()
         };
         let library = LibraryConfig {
             c: vec![0.03, 0.3],
@@ -455,7 +454,7 @@ impl Config {
         }
         for limit in &self.limits {
             let (min, max) = (limit.min.unwrap_or(f64::MIN), limit.max.unwrap_or(f64::MAX));
-            if !(min <= max) {
+            if min.is_nan() || max.is_nan() || min > max {
                 return refuse(
                     "limits",
                     format!("{}: min {min}, max {max}", limit.feature),

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::data::{ColdSplit, synth};
 use crate::eval::{METRICS, TestSet};
 use crate::generate::Generator;
-use crate::model::logit::{dot, logit, sigmoid};
+use crate::model::logit::{Linear, dot, logit, sigmoid};
 use crate::model::prior::Prior;
 use crate::train;
 use crate::writer::Raw;
@@ -35,7 +35,7 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     let ads: Vec<_> = split.active.iter().map(|&ad| data.ads[ad].clone()).collect();
     let embeddings = generator.embed(&ads)?;
 
-    let mut models: Vec<(&str, Role, Vec<(Vec<f64>, f64)>)> = vec![
+    let mut models: Vec<(&str, Role, Vec<Linear>)> = vec![
         ("oracle weights through the pipeline", Role::Paper, Vec::new()),
         ("LR_warm", Role::Ablation, Vec::new()),
         ("LR_cold (median)", Role::Baseline, Vec::new()),
@@ -48,22 +48,22 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         let values = truth.weights[ad].iter().map(|w| Some(w / 3.0)).collect();
         let raw = Raw { values, ..Raw::default() };
         let written = generator.finish(new, &found, &raw, "oracle")?;
-        models[0].2.push((written.weights, written.bias));
+        models[0].2.push(Linear { weights: written.weights, bias: written.bias });
         let fitted = train::fit_rows(&data.impressions, &rows[ad], library.c)?;
-        models[1].2.push((fitted.weights, fitted.bias));
+        models[1].2.push(Linear { weights: fitted.weights, bias: fitted.bias });
         let centre = library.centre();
         let bias = generator.bias(&centre, target)?;
         let knn = generator.knn(&found).unwrap_or_else(|| centre.clone());
-        models[2].2.push((centre, bias));
+        models[2].2.push(Linear { weights: centre, bias });
         let bias = generator.bias(&knn, target)?;
-        models[3].2.push((knn, bias));
+        models[3].2.push(Linear { weights: knn, bias });
     }
     for (name, role, models) in &models {
         let p: Vec<f64> = test
             .ad
             .iter()
             .zip(features.rows())
-            .map(|(&ad, x)| sigmoid(dot(&models[ad].0, &x.to_vec()) + models[ad].1))
+            .map(|(&ad, x)| sigmoid(models[ad].logit(&x.to_vec())))
             .collect();
         let measured = test.measure(&p, config.bench.resamples, seed);
         for ((metric, higher), measured) in METRICS.iter().zip(measured) {
@@ -89,7 +89,7 @@ fn thompson(
     config: &Config,
     truth: &synth::Synthetic,
     split: &ColdSplit,
-    models: &[(&str, Role, Vec<(Vec<f64>, f64)>)],
+    models: &[(&str, Role, Vec<Linear>)],
     users: &Array2<f64>,
     seed: Seed,
     report: &mut Report,
@@ -109,8 +109,9 @@ fn thompson(
             let mut stream = seed.stream(&format!("thompson/{repeat}"));
             let mut seen: Vec<(Vec<f64>, Vec<bool>)> = vec![(Vec::new(), Vec::new()); ads];
             let prior = |ad: usize| {
-                let (weights, bias) = source
-                    .map_or_else(|| (vec![0.0; width], logit(rate)), |s| models[s].2[ad].clone());
+                let empty = || Linear { weights: vec![0.0; width], bias: logit(rate) };
+                let Linear { weights, bias } =
+                    source.map_or_else(empty, |s| models[s].2[ad].clone());
                 Prior { weights, bias, precision: 4.0, bias_precision: 4.0 }
             };
             let mut clicks = 0.0;

@@ -57,7 +57,6 @@ impl Curves<'_> {
             lines.push(Line {
                 name: start.name.to_owned(),
                 points: self.curve(start.weights, strength / part.library.c)?,
-                ..Line::default()
             });
             strengths.push(strength);
         }

@@ -16,7 +16,7 @@ use crate::eval::{METRICS, TestSet};
 use crate::generate::Generator;
 use crate::library::Library;
 use crate::model::intercept::gap;
-use crate::model::logit::{dot, sigmoid};
+use crate::model::logit::{Linear, sigmoid};
 
 /// Weights shown in a picture.
 const SHOWN: usize = 20;
@@ -199,22 +199,26 @@ pub(super) fn eval(
         let found = generator.retrieve(ad, embedding);
         let target = generator.target_rate(&found);
         let near = generator.knn(&found).unwrap_or_else(|| generator.centre.clone());
-        median.push((generator.centre.clone(), generator.bias(&generator.centre, target)?));
-        knn.push((near.clone(), generator.bias(&near, target)?));
+        let model = |weights: Vec<f64>| -> Result<Linear> {
+            Ok(Linear { bias: generator.bias(&weights, target)?, weights })
+        };
+        median.push(model(generator.centre.clone())?);
+        knn.push(model(near)?);
     }
-    let written = served.iter().map(|a| (a.weights.clone(), a.bias)).collect();
+    let written =
+        served.iter().map(|a| Linear { weights: a.weights.clone(), bias: a.bias }).collect();
     let test = TestSet::new(&data.impressions, &active, |_| true);
     let rows = data.impressions.rows(&test.rows);
     let mut lines = Vec::new();
     let mut values = Vec::new();
-    let methods: [(&str, Vec<(Vec<f64>, f64)>); 3] =
+    let methods: [(&str, Vec<Linear>); 3] =
         [("artefacts", written), ("LR_cold (median)", median), ("kNN weights", knn)];
     for (name, models) in methods {
         let p: Vec<f64> = test
             .ad
             .iter()
             .zip(rows.rows())
-            .map(|(&ad, x)| sigmoid(dot(&models[ad].0, &x.to_vec()) + models[ad].1))
+            .map(|(&ad, x)| sigmoid(models[ad].logit(&x.to_vec())))
             .collect();
         let measured = test.measure(&p, config.bench.resamples, Seed::new(args.seed));
         let mut line = vec![name.to_owned()];

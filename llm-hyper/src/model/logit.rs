@@ -40,6 +40,25 @@ pub fn probability(weights: &[f64], bias: f64, features: &[f64]) -> f64 {
     sigmoid(dot(weights, features) + bias)
 }
 
+/// A linear click model: Eq. 1's w and b.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Linear {
+    /// One weight per feature.
+    pub weights: Vec<f64>,
+    /// Intercept.
+    pub bias: f64,
+}
+
+impl Linear {
+    /// w · x + b.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn logit(&self, features: &[f64]) -> f64 {
+        dot(&self.weights, features) + self.bias
+    }
+}
+
 /// Click models of many ads, ready to score many users.
 #[derive(Debug, Clone)]
 pub struct Scorer {

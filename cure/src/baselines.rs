@@ -187,7 +187,7 @@ pub fn methods() -> Vec<Method> {
     vec![
         Method { short: true, ..cure.clone() },
         Method {
-            name: "ours: CURE's loss and projection, all weights",
+            name: "CURE's loss, all weights projected",
             role: Role::Ours,
             loss: Some(ForgetLoss::CfKl),
             rule: Rule::PcGrad,

@@ -220,7 +220,7 @@ impl Default for UnlearnConfig {
     fn default() -> Self {
         Self {
             loss: ForgetLoss::default(),
-            steps: 60,
+            steps: 30,
             batch: 32,
             lr: 1e-3,
             mu: 1.0,
@@ -257,8 +257,8 @@ impl Default for BenchConfig {
         let users = |share| Request::UserShare { share };
         Self {
             requests: vec![users(0.2), users(0.05), users(0.01)],
-            lrs: vec![3e-4, 1e-3, 3e-3],
-            test_records: 3_000,
+            lrs: vec![5e-4, 2e-3],
+            test_records: 2_000,
             relearn_steps: 50,
             resamples: 1_000,
             exact_pairs: 32,

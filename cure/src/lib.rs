@@ -25,7 +25,8 @@
 //! | baselines and controls | [`baselines::methods`] |
 //! | metrics | [`eval`] |
 //!
-//! [`mod@bench`] runs the comparison, [`cli`] holds the verbs, [`evidence`] writes the unlearning report.
+//! [`mod@bench`] runs the comparison, [`cli`] holds the verbs, [`folder`] keeps a
+//! model on disk, [`evidence`] holds the unlearning report.
 
 pub mod baselines;
 pub mod bench;
@@ -34,6 +35,7 @@ pub mod config;
 pub mod data;
 pub mod eval;
 pub mod evidence;
+pub mod folder;
 pub mod model;
 pub mod pairs;
 pub mod prompt;

@@ -190,24 +190,28 @@ impl<'a> Corruptor<'a> {
         } else {
             order.truncate(count);
         }
+        let mut known = vec![false; data.items.len()];
+        history.iter().for_each(|event| known[event.item as usize] = true);
         for at in order {
             changed[at] = true;
             if self.corruption == Corruption::LabelFlip {
                 window[at].1 = !window[at].1;
                 continue;
             }
-            window[at].0 = self.replacement(user, &window, at, &mut stream)?;
+            let item = self.replacement(user, &known, window[at].0, &mut stream)?;
+            known[item as usize] = true;
+            window[at].0 = item;
         }
         Ok((window, changed))
     }
 
-    /// Another item for place `at`: of the same popularity decile and not among the user's; the
-    /// farthest from the user by PageRank among 32 drawn, or just drawn.
+    /// Another item for `item`: of the same popularity decile (the nearest one that has any) and not
+    /// `known`; the farthest from the user by PageRank among 32 drawn, or just drawn.
     fn replacement(
         &self,
         user: usize,
-        window: &[(u32, bool)],
-        at: usize,
+        known: &[bool],
+        item: u32,
         stream: &mut common::rng::Stream,
     ) -> Result<u32> {
         const DRAWN: usize = 32;
@@ -216,30 +220,29 @@ impl<'a> Corruptor<'a> {
             Corruption::Random => None,
             _ => Some(graph.from_user(user)?),
         };
-        let own = |item: u32| {
-            graph.data.histories[user].iter().any(|event| event.item == item)
-                || window.iter().any(|&(other, _)| other == item)
-        };
-        let mates = &graph.of_decile[graph.decile(window[at].0)];
-        let mut drawn = Vec::with_capacity(DRAWN);
-        for _ in 0..20 * DRAWN {
-            let item = mates[stream.below(mates.len())];
-            if !own(item) {
-                drawn.push(item);
-            }
-            if drawn.len() == DRAWN || (!drawn.is_empty() && rank.is_none()) {
-                break;
-            }
-        }
+        // users who know a whole decile get an item of the next one
+        let decile = graph.decile(item);
+        let open = (0..graph.of_decile.len())
+            .map(|step| {
+                let near = graph.of_decile.iter().enumerate();
+                let near = near.filter(|(other, _)| other.abs_diff(decile) == step);
+                let items = near.flat_map(|(_, items)| items.iter().copied());
+                items.filter(|&item| !known[item as usize]).collect::<Vec<u32>>()
+            })
+            .find(|open| !open.is_empty());
+        let mut drawn = open.ok_or_else(|| {
+            Error::data(
+                format!("user {:?}, who knows all items", graph.data.users[user]),
+                "more items, or a label-flip corruption",
+            )
+        })?;
+        let count = if rank.is_none() { 1 } else { DRAWN.min(drawn.len()) };
+        drawn = stream.sample(drawn.len(), count).into_iter().map(|place| drawn[place]).collect();
         let distance = |&item: &u32| rank.as_ref().map_or(0.0, |rank| rank[item as usize]);
-        drawn.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b))).ok_or_else(
-            || {
-                Error::data(
-                    format!("user {:?} knows all items of a popularity decile", graph.data.users[user]),
-                    "more items, or a label-flip corruption",
-                )
-            },
-        )
+        drawn
+            .into_iter()
+            .min_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b)))
+            .ok_or_else(|| Error::Bug("no item was drawn".to_owned()))
     }
 }
 

@@ -171,3 +171,19 @@ pub fn answers(prompts: &[Prompt]) -> usize {
 pub fn labels(prompts: &[Prompt]) -> Vec<bool> {
     prompts.iter().flat_map(|prompt| prompt.answers.iter().map(|answer| answer.liked)).collect()
 }
+
+/// A hash of all tokens and answers.
+pub fn fingerprint(windows: &[Prompt]) -> String {
+    let mut bytes = Vec::new();
+    for window in windows {
+        for id in &window.ids {
+            bytes.extend_from_slice(&id.to_le_bytes());
+        }
+        for answer in &window.answers {
+            bytes.extend_from_slice(&(answer.position as u32).to_le_bytes());
+            bytes.push(u8::from(answer.liked));
+        }
+        bytes.push(0xff);
+    }
+    common::run::hash8(&bytes)
+}

@@ -8,7 +8,7 @@ use common::rng::Seed;
 use common::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{CircuitConfig, Config, DataConfig, GroupsConfig, ModelConfig};
+use crate::config::{CircuitConfig, DataConfig, GroupsConfig, ModelConfig};
 use crate::data::{Deletion, Interactions, Prompts, Request, Split, Window};
 use crate::eval::Part;
 use crate::model::groups::{self, GroupRule};
@@ -112,6 +112,14 @@ impl Case {
     pub fn new(setting: &Setting, request: &Request, seed: Seed) -> Result<Self> {
         let stream = &mut seed.stream(&format!("request/{}", request.name()));
         let deletion = request.resolve(&setting.data, &setting.split, stream)?;
+        // what was forgotten before is gone already
+        let deletion = deletion.within(&setting.mask);
+        if deletion.events() == 0 {
+            return Err(Error::data(
+                format!("an empty forget set ({})", request.name()),
+                "training events that were not forgotten before",
+            ));
+        }
         Self::of_deletion(setting, request.clone(), deletion, seed)
     }
 
@@ -387,25 +395,4 @@ pub fn stop_target(
     let probe: Vec<&Prompt> =
         forget.iter().take(train::unlearn::PROBE).map(|window| &window.prompt).collect();
     Ok(Some(mean_loss(&model, &probe, workers)? + gain))
-}
-
-/// Checks that a loaded model fits the vocabulary.
-///
-/// # Errors
-/// [`Error::Asset`] that names both sizes.
-pub fn check_fit(lm: &Lm, setting: &Setting, config: &Config) -> Result<()> {
-    let (vocabulary, positions) =
-        (setting.vocabulary.len(), setting.vocabulary.window_tokens(config.data.history + 1));
-    let c = lm.config();
-    if c.vocab_size != vocabulary || c.max_position_embeddings < positions {
-        return Err(Error::asset(
-            "model",
-            format!("{} tokens and {} positions", c.vocab_size, c.max_position_embeddings),
-            format!(
-                "use a model fitted on this data and config: {vocabulary} tokens and at least \
-                 {positions} positions"
-            ),
-        ));
-    }
-    Ok(())
 }

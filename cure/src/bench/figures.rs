@@ -45,7 +45,8 @@ pub fn circuit_svg(network: &Network, circuit: &Circuit, grouping: &Grouping) ->
         rows.push(format!("MLP {layer}"));
     }
     rows.push("logits".into());
-    let groups: Vec<String> = Group::ALL.iter().map(|group| group.name().to_owned()).collect();
+    let short = |group: &Group| group.name().trim_end_matches("-specific").to_owned();
+    let groups: Vec<String> = Group::ALL.iter().map(short).collect();
     let mut nodes =
         vec![GraphNode { label: "input".into(), hint: "embedding".into(), ..GraphNode::default() }];
     for module in 0..network.modules() {
@@ -179,6 +180,8 @@ pub(super) fn of_request(dataset: &str, measured: &Measured) -> Result<Vec<Figur
         .outcomes
         .iter()
         .filter(|o| matches!(o.method.role, Role::Paper | Role::Ours | Role::Baseline))
+        // as many as there are colours
+        .take(7)
         .map(|outcome| Line {
             name: outcome.method.name.into(),
             points: outcome.runs[0]

@@ -4,13 +4,12 @@ use common::checkpoint::{Checkpoints, Trained};
 use common::lm::{Lm, LmConfig};
 use common::optim::Workers;
 use common::rng::Seed;
-use common::run::hash8;
 use common::{Error, Result};
 use serde_json::json;
 
 use super::Context;
 use crate::config::Config;
-use crate::prompt::Prompt;
+use crate::prompt::{Prompt, fingerprint};
 use crate::stages::Setting;
 use crate::train::{self, History};
 
@@ -87,20 +86,4 @@ impl<'a> Models<'a> {
             Ok::<_, Error>(Model { lm, seconds: history.seconds, windows })
         })
     }
-}
-
-/// A hash of all tokens and answers.
-fn fingerprint(windows: &[Prompt]) -> String {
-    let mut bytes = Vec::new();
-    for window in windows {
-        for id in &window.ids {
-            bytes.extend_from_slice(&id.to_le_bytes());
-        }
-        for answer in &window.answers {
-            bytes.extend_from_slice(&(answer.position as u32).to_le_bytes());
-            bytes.push(u8::from(answer.liked));
-        }
-        bytes.push(0xff);
-    }
-    hash8(&bytes)
 }

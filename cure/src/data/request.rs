@@ -182,6 +182,14 @@ impl Deletion {
         (0..self.flags.len()).filter(|&user| self.flags[user].iter().any(|&flag| flag)).collect()
     }
 
+    /// The deletion without events that `mask` does not keep.
+    pub fn within(&self, mask: &[Vec<bool>]) -> Self {
+        let user = |(deleted, kept): (&Vec<bool>, &Vec<bool>)| {
+            deleted.iter().zip(kept).map(|(&deleted, &kept)| deleted && kept).collect()
+        };
+        Self { flags: self.flags.iter().zip(mask).map(user).collect() }
+    }
+
     /// `mask` without the deleted events.
     pub fn retained(&self, mask: &[Vec<bool>]) -> Vec<Vec<bool>> {
         let user = |(kept, deleted): (&Vec<bool>, &Vec<bool>)| {

@@ -21,7 +21,7 @@ pub struct Synthetic {
 
 impl Default for Synthetic {
     fn default() -> Self {
-        Self { users: 40, items: 60, topics: 4, events: 40, consistency: 0.95 }
+        Self { users: 40, items: 200, topics: 4, events: 40, consistency: 0.95 }
     }
 }
 

@@ -202,9 +202,10 @@ pub fn unlearn(
     if options.lora.is_some() {
         model.lm.merge_lora()?;
     }
-    let passes = if options.loss == ForgetLoss::Ga || plan.rule == Rule::ForgetOnly { 1 } else { 2 };
+    let sides = if plan.rule == Rule::ForgetOnly { 1 } else { 2 };
+    let teacher = if options.loss == ForgetLoss::E2urec { teacher_steps(options) } else { 0 };
     Ok(Unlearned {
-        windows: state.steps * options.batch * passes,
+        windows: (state.steps * sides + teacher) * options.batch,
         lm: model.lm,
         progress: state,
         seconds: start.elapsed().as_secs_f64(),
@@ -301,7 +302,13 @@ fn augmented(
     workers: &Workers,
 ) -> Result<Lm> {
     let windows: Vec<Prompt> = task.forget.iter().map(|window| window.prompt.clone()).collect();
-    tune(task.original, &windows, options.steps.div_ceil(2), options.batch, options.lr, seed, workers)
+    let steps = teacher_steps(options);
+    tune(task.original, &windows, steps, options.batch, options.lr, seed, workers)
+}
+
+/// Steps of further training that E2URec's teacher takes.
+fn teacher_steps(options: &UnlearnConfig) -> usize {
+    options.steps.div_ceil(2)
 }
 
 /// `steps` plain training steps on `windows` from the weights of `lm`, which stays as it is.

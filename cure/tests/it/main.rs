@@ -3,3 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod attribution;
+mod cli;
+mod data;
+mod metrics;
+mod training;
+mod update;

@@ -1,0 +1,159 @@
+//! The binary on files: verbs, exit codes, messages.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::rng::Seed;
+use cure::data::{Synthetic, synthetic};
+use tempfile::TempDir;
+
+fn run(folder: &Path, args: &[&str]) -> Output {
+    let small = [
+        "--threads", "1", "--profile", "smoke", "--set", "data.users=0", "--set", "data.history=4",
+        "--set", "fit.epochs=4", "--set", "circuit.pairs=12", "--set", "unlearn.steps=4",
+    ];
+    Command::new(env!("CARGO_BIN_EXE_cure"))
+        .args(args)
+        .args(small)
+        .current_dir(folder)
+        .env("SEPTET_CACHE", folder.join("cache"))
+        .env("SEPTET_OFFLINE", "1")
+        .env_remove("SEPTET_ASSETS")
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn ok(folder: &Path, args: &[&str]) -> String {
+    let output = run(folder, args);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn fails(folder: &Path, args: &[&str], code: i32, pieces: &[&str]) {
+    let output = run(folder, args);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {error}");
+    for piece in pieces {
+        assert!(error.contains(piece), "{args:?}: no {piece:?} in {error}");
+    }
+}
+
+/// A folder with `events.csv`.
+fn folder() -> TempDir {
+    let (data, _) = synthetic(Synthetic::default(), Seed::new(1));
+    let mut text = "user,item,title,topics,time,liked\n".to_owned();
+    for (user, events) in data.users.iter().zip(&data.histories) {
+        for (time, event) in events.iter().enumerate() {
+            let item = &data.items[event.item as usize];
+            let (id, title, topic) = (&item.id, &item.title, &item.topics[0]);
+            let liked = event.item % 4 < 2;
+            writeln!(text, "{user},{id},{title},{topic},{time},{liked}").unwrap();
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("events.csv"), text).unwrap();
+    folder
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn a_model_is_fitted_explained_and_made_to_forget() {
+    let folder = folder();
+    let path = folder.path();
+    let data = ["--data", "events.csv"];
+    let with = |args: &[&str]| [args, &data[..]].concat().join(" ");
+    let ok = |args: &str| ok(path, &args.split(' ').collect::<Vec<_>>());
+    let fails = |args: &str, code, pieces: &[&str]| {
+        fails(path, &args.split(' ').collect::<Vec<_>>(), code, pieces);
+    };
+    let fitted = json(&ok(&with(&["fit"])));
+    assert!(fitted["test"]["auc"].as_f64().unwrap() > 0.5, "{fitted}");
+    let weights = || std::fs::read(path.join("model/model.safetensors")).unwrap();
+    let original = weights();
+    let about: serde_json::Value =
+        json(&std::fs::read_to_string(path.join("model/cure.json")).unwrap());
+    assert_eq!(about["events"].as_array().unwrap().len(), 0);
+
+    // users with training events: a held-out one has none
+    let (mut user, mut other) = (String::new(), String::new());
+    for number in 0..40 {
+        let name = format!("u{number}");
+        let output = run(path, &["circuit", "--data", "events.csv", "--user", &name]);
+        if output.status.success() {
+            if user.is_empty() {
+                user = name;
+            } else {
+                other = name;
+                break;
+            }
+        }
+    }
+    assert!(!other.is_empty());
+    for file in ["forget.json", "forget.dot", "forget.svg", "retain.json"] {
+        assert!(path.join("graphs").join(file).exists(), "{file}");
+    }
+    let explained = ok(&with(&["explain", "--user", &user]));
+    assert!(explained.contains("a0.h0") && explained.contains("cosine"), "{explained}");
+
+    let report = json(&ok(&with(&["unlearn", "--to", "new", "--json", "--user", &user])));
+    assert_eq!(report["events"], 32);
+    assert_eq!(weights(), original, "the original must not change");
+    assert_ne!(std::fs::read(path.join("new/model.safetensors")).unwrap(), original);
+    // a second request on the new model; the first one is remembered
+    ok(&with(&["unlearn", "--model", "new", "--to", "newer", "--user", &other]));
+    fails(
+        &with(&["unlearn", "--model", "newer", "--to", "x", "--user", &user]),
+        3,
+        &["empty forget set", "not forgotten before"],
+    );
+    let eval = json(&ok(&with(&["eval", "--model", "newer", "--against", "model"])));
+    assert_eq!(eval["forgotten"].as_array().unwrap().len(), 2);
+    assert!(eval["against"]["jsd"].as_f64().unwrap() > 0.0);
+
+    fails(&with(&["unlearn", "--to", "model", "--user", &user]), 2, &["--to"]);
+    fails(&with(&["unlearn", "--to", "x", "--user", "nobody"]), 3, &["nobody", "40 users"]);
+    fails(&with(&["unlearn", "--to", "x", "--user-share", "1"]), 3, &["all"]);
+    fails(&with(&["unlearn", "--to", "x"]), 2, &["--user"]);
+    assert!(!path.join("x").exists());
+    damaged(path);
+}
+
+/// Weights with a missing or an additional tensor.
+fn damaged(path: &Path) {
+    let file = path.join("model/model.safetensors");
+    let mut tensors =
+        candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+    let eval = ["eval", "--data", "events.csv"];
+    tensors.insert("extra.weight".into(), tensors["transformer.ln_f.weight"].clone());
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    fails(path, &eval, 4, &["extra.weight", "model.safetensors"]);
+    tensors.remove("extra.weight");
+    tensors.remove("transformer.ln_f.weight");
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    fails(path, &eval, 4, &["transformer.ln_f.weight", "nearest"]);
+}
+
+#[test]
+fn bad_tables_and_keys_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let case = |text: &str, pieces: &[&str]| {
+        std::fs::write(path.join("bad.csv"), text).unwrap();
+        fails(path, &["fit", "--data", "bad.csv"], 3, pieces);
+    };
+    case("user,item,time,liked\na,b,1,true\n", &["bad.csv", "title"]);
+    case("user,item,title,time,liked\na,b,c,1,maybe\n", &["row 2", "liked", "true or false"]);
+    case("user,item,title,time,liked\na,b,c,1,yes\na,b,d,1,yes\n", &["row 3", "title"]);
+    case("user,item,title,time,liked\na,b,c,1,yes\n", &["1 users", "at least 3"]);
+    fails(path, &["config", "--set", "unlearn.lr=-1"], 2, &["unlearn.lr", "above 0"]);
+    fails(path, &["config", "--set", "groups.detla=1"], 2, &["detla", "delta"]);
+    fails(path, &["bench", "--seeds", "1"], 2, &["noise floor"]);
+    fails(path, &["fit"], 4, &["ml-100k"]);
+}

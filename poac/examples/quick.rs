@@ -17,8 +17,7 @@ fn main() -> common::Result<()> {
     let noise = stream.normal_tensor((2, 16, 48), 1.0)?;
     let noisy = schedule.add_noise(&clean, &noise, &[500, 500])?;
     let velocity = schedule.target(Prediction::Velocity, &clean, &noise, &[500, 500])?;
-    let (back, _) =
-        schedule.clean_and_noise(Prediction::Velocity, &noisy, &velocity, 500)?;
+    let (back, _) = schedule.clean_and_noise(Prediction::Velocity, &noisy, &velocity, 500)?;
     let error = (back - clean)?.abs()?.max_all()?.to_scalar::<f32>()?;
     println!("a perfect prediction gives the picture back within {error:.1e}");
     let cosine = common::rng::Seed::new(2).stream("cosine").uniform_tensor(4, 0.0, 1.0)?;

@@ -160,13 +160,7 @@ impl Config {
                 batch: 8,
                 ..full.refl
             },
-            bench: BenchConfig {
-                concepts: 8,
-                pictures: 1,
-                best_of: 2,
-                resamples: 200,
-                sheet: 6,
-            },
+            bench: BenchConfig { concepts: 8, pictures: 1, best_of: 2, resamples: 200, sheet: 6 },
             ..full
         }
     }

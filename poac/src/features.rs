@@ -61,12 +61,10 @@ impl Features {
         };
         let table = take("features.table")?.to_vec2::<f32>()?;
         if table.len() != vocabulary.len() {
-            let problem =
-                format!("{} tokens, expected {}", table.len(), vocabulary.len());
+            let problem = format!("{} tokens, expected {}", table.len(), vocabulary.len());
             return Err(Error::asset("word features", problem, "train again with `poac fit`"));
         }
-        let projection =
-            Projection::from_tensors(take("features.mean")?, take("features.axes")?)?;
+        let projection = Projection::from_tensors(take("features.mean")?, take("features.axes")?)?;
         Ok(Self {
             vocabulary,
             table,
@@ -113,9 +111,8 @@ impl Features {
         let locked = || Error::Bug("the word cache is poisoned".into());
         let absent: Vec<&String> = {
             let further = self.further.lock().map_err(|_| locked())?;
-            let known = |word: &&String| {
-                self.vocabulary.id(word).is_none() && !further.contains_key(*word)
-            };
+            let known =
+                |word: &&String| self.vocabulary.id(word).is_none() && !further.contains_key(*word);
             words.iter().filter(known).collect()
         };
         if !absent.is_empty() {
@@ -157,8 +154,10 @@ impl Features {
     /// # Errors
     /// As [`Features::words`].
     pub fn batch(&self, prompts: &[impl AsRef<str>]) -> Result<TextBatch> {
-        let rows =
-            prompts.iter().map(|prompt| self.prompt(prompt.as_ref())).collect::<Result<Vec<_>>>()?;
+        let rows = prompts
+            .iter()
+            .map(|prompt| self.prompt(prompt.as_ref()))
+            .collect::<Result<Vec<_>>>()?;
         TextBatch::new(&rows)
     }
 

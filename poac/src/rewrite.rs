@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
-use common::lm::{BeamOptions, Lm, LmConfig};
 use common::Result;
+use common::lm::{BeamOptions, Lm, LmConfig};
 
 use crate::config::SearchConfig;
 use crate::data::pairs::{OBJECTS, TEMPLATES, optimised, prompt_ids};
@@ -177,8 +177,7 @@ impl<'a> Rewriter<'a> {
             let table = Tensor::cat(&[table, &row], 0)?;
             tensors.insert(name.to_owned(), table);
         }
-        let config =
-            LmConfig { vocab_size: vocabulary.len(), ..self.model.config().clone() };
+        let config = LmConfig { vocab_size: vocabulary.len(), ..self.model.config().clone() };
         Ok((Lm::from_tensors(&config, tensors)?, vocabulary))
     }
 

@@ -153,9 +153,8 @@ impl Base {
         let key = json!([self.fingerprint, options, seed.value(), shuffle]);
         let fresh = train::plm::new_model(&self.features, options, seed)?;
         let (tensors, history) = self.trained.get_or_train("plm", &key, |work| {
-            let history = train::plm::fit(
-                &fresh, &self.world, &self.features, options, shuffle, seed, work,
-            )?;
+            let history =
+                train::plm::fit(&fresh, &self.world, &self.features, options, shuffle, seed, work)?;
             Ok((owned(fresh.parameters().tensors())?, history))
         })?;
         Ok((Lm::from_tensors(fresh.config(), tensors)?, history))
@@ -178,14 +177,9 @@ impl Base {
         let key = json!([self.fingerprint, diffusion, seed.value()]);
         let (mut tensors, history) = self.trained.get_or_train("denoiser", &key, |work| {
             let codec = Codec::fit(&pictures, components, seed)?;
-            let captioned =
-                Captioned::new(&self.world, &self.images, &codec, &self.features)?;
-            let denoiser = Denoiser::new(
-                &diffusion.model,
-                captioned.codes(Style::Colour),
-                width,
-                seed,
-            )?;
+            let captioned = Captioned::new(&self.world, &self.images, &codec, &self.features)?;
+            let denoiser =
+                Denoiser::new(&diffusion.model, captioned.codes(Style::Colour), width, seed)?;
             let history = train::denoiser::fit(
                 &denoiser,
                 &self.schedule,
@@ -232,7 +226,14 @@ impl Base {
         let (tensors, history) = self.trained.get_or_train(&name, &key, |work| {
             let scorer = Scorer::new(&options.model, size, width, own)?;
             let history = train::scorer::fit(
-                &scorer, &self.world, &self.images, &self.features, side, &options.pace, own, work,
+                &scorer,
+                &self.world,
+                &self.images,
+                &self.features,
+                side,
+                &options.pace,
+                own,
+                work,
             )?;
             Ok((owned(scorer.parameters().tensors())?, history))
         })?;
@@ -243,7 +244,12 @@ impl Base {
         let (tensors, history) = self.trained.get_or_train(&name, &key, |work| {
             let head = QualityHead::new(inputs, train::quality::WIDTHS, own)?;
             let history = train::quality::fit(
-                &head, &scorer, &self.images, options.quality_pictures, own, work,
+                &head,
+                &scorer,
+                &self.images,
+                options.quality_pictures,
+                own,
+                work,
             )?;
             Ok((owned(head.parameters().tensors())?, history))
         })?;
@@ -335,13 +341,7 @@ impl Base {
     ) -> Result<(Denoiser, Vec<History>)> {
         let refl = self.refl_options(tuning);
         let config = &self.config;
-        let key = json!([
-            self.fingerprint,
-            config.diffusion,
-            config.scorer,
-            refl,
-            seed.value(),
-        ]);
+        let key = json!([self.fingerprint, config.diffusion, config.scorer, refl, seed.value(),]);
         let alpha = refl.rank as f64;
         let (tensors, histories) = self.trained.get_or_train("refl", &key, |work: &Path| {
             let mut denoiser = models.denoiser.clone();

@@ -3,8 +3,8 @@
 use common::Result;
 use common::assets::Assets;
 use common::lm::Lm;
-use common::report::{Figure, Role, Row};
 use common::report::plot::{self, Labels};
+use common::report::{Figure, Role, Row};
 use common::rng::Seed;
 use common::stats;
 use ndarray::Array2;
@@ -12,9 +12,9 @@ use ndarray::Array2;
 use super::{CAVEAT, over_items};
 use crate::baselines::{Neighbours, VOTES, Vote, most_filed, top};
 use crate::config::Config;
+use crate::data::Style;
 use crate::data::pairs::OBJECTS;
 use crate::data::world::{Concept, Split};
-use crate::data::Style;
 use crate::eval::{ObjectScores, distinct_n, object_scores};
 use crate::rewrite::Rewriter;
 use crate::studio::Base;
@@ -74,13 +74,29 @@ pub fn run(
     let mut rows = Vec::new();
     let names: [(&str, Role, &str); 8] = [
         ("PLM, token table from MiniLM", Role::Paper, "GPT-2 shape; the first of 8 beams"),
-        ("PLM + keyword vote", Role::Ours, "objects by PLM probability plus the vote of near keywords"),
+        (
+            "PLM + keyword vote",
+            Role::Ours,
+            "objects by PLM probability plus the vote of near keywords",
+        ),
         ("most filed objects", Role::Baseline, "the same three objects for every concept"),
         ("nearest keyword (MiniLM)", Role::Baseline, "objects of the nearest train keyword"),
-        ("keyword vote (MiniLM)", Role::Baseline, "neighbours and power chosen on validation concepts"),
+        (
+            "keyword vote (MiniLM)",
+            Role::Baseline,
+            "neighbours and power chosen on validation concepts",
+        ),
         ("nearest names (MiniLM)", Role::Baseline, "names nearest to the concept, no training"),
-        ("PLM, random token table", Role::Ablation, "without word features an unseen word says nothing"),
-        ("PLM, shuffled pairs", Role::Control, "every concept was trained with another one's objects"),
+        (
+            "PLM, random token table",
+            Role::Ablation,
+            "without word features an unseen word says nothing",
+        ),
+        (
+            "PLM, shuffled pairs",
+            Role::Control,
+            "every concept was trained with another one's objects",
+        ),
     ];
     let mut scores: Vec<Vec<ObjectScores>> = vec![Vec::new(); names.len()];
     let mut by_seed: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
@@ -95,7 +111,9 @@ pub fn run(
             scores[method].extend(here);
         }
         let rewriter = trial.rewriter(&trial.model);
-        texts.extend(predictions[0].iter().map(|objects| rewriter.prompt(&[], objects, Style::Colour)));
+        texts.extend(
+            predictions[0].iter().map(|objects| rewriter.prompt(&[], objects, Style::Colour)),
+        );
     }
     let metrics: [(&str, fn(&ObjectScores) -> f64); 4] = [
         ("object F1", |s| s.f1),
@@ -108,7 +126,8 @@ pub fn run(
             let values: Vec<f64> = scores[method].iter().map(of).collect();
             let (mean, ci) = over_items(&values, resamples, "objects");
             let runs = by_seed[method].len();
-            let sd = (metric == "object F1" && runs > 1).then(|| stats::mean_sd(&by_seed[method]).1);
+            let sd =
+                (metric == "object F1" && runs > 1).then(|| stats::mean_sd(&by_seed[method]).1);
             rows.push(Row {
                 claim: "a tuned language model finds concrete objects for abstract concepts".into(),
                 dataset: "held-out concepts, objects".into(),

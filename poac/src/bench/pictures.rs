@@ -15,9 +15,9 @@ use super::sheet::{Sheet, SheetRow};
 use super::{CAVEAT, over_items};
 use crate::baselines::{Neighbours, most_filed};
 use crate::config::Config;
+use crate::data::Style;
 use crate::data::pairs::{OBJECTS, TEMPLATES};
 use crate::data::world::{Concept, Split};
-use crate::data::Style;
 use crate::eval::{chance, concept_hits, cosines, diversity};
 use crate::model::Denoiser;
 use crate::rewrite::Rewriter;
@@ -86,9 +86,9 @@ pub fn run(
             best_of: 1,
         },
         Method {
-            name: "PLM + keyword vote, best of several",
+            name: "PLM + keyword vote, one object, best of several",
             role: Role::Ours,
-            note: "scorer A chooses the picture; the denoiser is untuned",
+            note: "the likeliest object alone; scorer A chooses among pictures; the denoiser is untuned",
             prompts: &prompts.mixed,
             denoiser: &models.denoiser,
             best_of: config.bench.best_of,
@@ -201,7 +201,8 @@ fn prompts(
             neighbours.nearest(embedded.row(0)).1.iter().copied().take(OBJECTS).collect();
         prompts.lookup.push(rewriter.prompt(&[], &near, style));
         let objects = mixed_objects(&rewriter, &neighbours, word, tuned)?;
-        prompts.mixed.push(rewriter.prompt(&[], &objects, style));
+        // one object a picture: several would have to share 16 patches
+        prompts.mixed.push(rewriter.prompt(&[], &objects[..objects.len().min(1)], style));
     }
     Ok(prompts)
 }
@@ -251,9 +252,8 @@ impl<'a> Judge<'a> {
                     let numbers: Vec<u64> = numbers.collect();
                     base.generate(method.denoiser, &models.codec, method.prompts, &numbers)
                 };
-                let score = |shown: &Tensor| {
-                    cosines(&models.scorer_a.embed_images(shown)?, &texts_a)
-                };
+                let score =
+                    |shown: &Tensor| cosines(&models.scorer_a.embed_images(shown)?, &texts_a);
                 let mut shown = draw(0)?;
                 let mut best = score(&shown)?;
                 for which in 1..method.best_of {
@@ -291,9 +291,7 @@ impl<'a> Judge<'a> {
 fn by_concept(values: &[f64], concepts: usize) -> Vec<f64> {
     let rounds = (values.len() / concepts.max(1)).max(1);
     (0..concepts)
-        .map(|at| {
-            values.iter().skip(at).step_by(concepts).sum::<f64>() / rounds as f64
-        })
+        .map(|at| values.iter().skip(at).step_by(concepts).sum::<f64>() / rounds as f64)
         .collect()
 }
 
@@ -372,7 +370,8 @@ fn references(
             objects.into_iter().map(|at| (at, Style::Colour)).collect();
         judge.hits(&base.images.batch(&chosen)?)
     };
-    let rewritten = of(prompts.plm_objects.iter().map(|o| o.first().copied().unwrap_or(0)).collect())?;
+    let rewritten =
+        of(prompts.plm_objects.iter().map(|o| o.first().copied().unwrap_or(0)).collect())?;
     let decoded = {
         let chosen: Vec<(usize, Style)> = prompts
             .plm_objects
@@ -384,7 +383,12 @@ fn references(
     };
     let cases = [
         ("chance", METRIC, by_chance, "five different real pictures at random"),
-        ("real picture of the PLM's first object", LIMIT, rewritten, "what a perfect denoiser gives"),
+        (
+            "real picture of the PLM's first object",
+            LIMIT,
+            rewritten,
+            "what a perfect denoiser gives",
+        ),
         ("the same through the latent code", LIMIT, decoded, "what the code loses"),
     ];
     Ok(cases
@@ -450,7 +454,15 @@ fn comparisons(
             .clip_x
             .iter()
             .zip(&b.clip_x)
-            .map(|(a, b)| if a > b { 1.0 } else if a == b { 0.5 } else { 0.0 })
+            .map(|(a, b)| {
+                if a > b {
+                    1.0
+                } else if a == b {
+                    0.5
+                } else {
+                    0.0
+                }
+            })
             .collect();
         let (mean, ci) =
             over_items(&by_concept(&wins, concepts.len()), config.bench.resamples, "wins");
@@ -475,8 +487,10 @@ fn sheet(
 ) -> Result<Figure> {
     let columns = [(2, "raw"), (4, "PLM"), (0, "PLM + ReFL"), (1, "ours")];
     let count = config.bench.sheet.min(concepts.len());
-    let mut sheet =
-        Sheet { columns: columns.iter().map(|(_, name)| (*name).to_owned()).collect(), rows: Vec::new() };
+    let mut sheet = Sheet {
+        columns: columns.iter().map(|(_, name)| (*name).to_owned()).collect(),
+        rows: Vec::new(),
+    };
     for at in (0..count).map(|at| at * concepts.len() / count.max(1)) {
         let pictures = columns.iter().map(|(method, _)| measured[*method].first[at].clone());
         sheet.rows.push(SheetRow {
@@ -494,27 +508,23 @@ fn sheet(
     Ok(Figure::new("Contact sheet", &caption, sheet.svg()?))
 }
 
-fn curves(
-    histories: &BTreeMap<String, History>,
-    plm: &History,
-    refl: &[History],
-) -> Vec<Figure> {
+fn curves(histories: &BTreeMap<String, History>, plm: &History, refl: &[History]) -> Vec<Figure> {
     let smooth = |history: &History| -> Vec<(f64, f64)> {
         let width = (history.losses.len() / 40).max(1);
         let parts = history.losses.chunks(width).enumerate();
         parts
-            .map(|(at, part)| {
-                ((at * width) as f64, part.iter().sum::<f64>() / part.len() as f64)
-            })
+            .map(|(at, part)| ((at * width) as f64, part.iter().sum::<f64>() / part.len() as f64))
             .collect()
     };
-    let line = |name: &str, history: &History| Line { name: name.to_owned(), points: smooth(history) };
+    let line =
+        |name: &str, history: &History| Line { name: name.to_owned(), points: smooth(history) };
     let mut lines = vec![line("language model", plm)];
     for name in ["scorer-a", "scorer-b", "denoiser"] {
         lines.extend(histories.get(name).map(|history| line(name, history)));
     }
     let labels = Labels { title: "Training losses", x: "step", y: "loss" };
-    let caption = "Each model's own loss: cross-entropy of the answer, InfoNCE, squared error of v.";
+    let caption =
+        "Each model's own loss: cross-entropy of the answer, InfoNCE, squared error of v.";
     let mut figures = vec![Figure::new(labels.title, caption, plot::lines(labels, &lines))];
     let lines: Vec<Line> = refl
         .iter()

@@ -43,11 +43,7 @@ pub struct GenerateArgs {
     pub scale: u32,
 }
 
-pub(super) fn generate(
-    verb: &GenerateArgs,
-    args: &CommonArgs,
-    config: &Config,
-) -> Result<String> {
+pub(super) fn generate(verb: &GenerateArgs, args: &CommonArgs, config: &Config) -> Result<String> {
     if !(1..=1024).contains(&verb.count) || !(1..=32).contains(&verb.scale) {
         return Err(Error::usage(format!(
             "--count {} --scale {}: use 1 to 1024 pictures and a scale of 1 to 32",

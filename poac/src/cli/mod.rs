@@ -5,10 +5,10 @@ mod generate;
 mod rewrite;
 
 use clap::{Parser, Subcommand};
+use common::Result;
 use common::assets::{AssetOptions, Assets};
 use common::cli::{self, CommonArgs, Profile, Resolved};
 use common::rng::Seed;
-use common::Result;
 
 use crate::bench::{self, Context};
 use crate::config::Config;

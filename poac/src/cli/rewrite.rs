@@ -42,11 +42,7 @@ pub struct EvalArgs {
     pub prompts: PathBuf,
 }
 
-pub(super) fn rewrite(
-    verb: &RewriteArgs,
-    args: &CommonArgs,
-    config: &Config,
-) -> Result<String> {
+pub(super) fn rewrite(verb: &RewriteArgs, args: &CommonArgs, config: &Config) -> Result<String> {
     if !(1..=64).contains(&verb.count) {
         return Err(Error::usage(format!("--count {}: use 1 to 64", verb.count)));
     }
@@ -70,9 +66,8 @@ pub(super) fn rewrite(
         .candidates
         .iter()
         .map(|candidate| {
-            let reason = |&at: &usize| {
-                Ok((base.world.objects[at].name.clone(), why(&base, concept, at)?))
-            };
+            let reason =
+                |&at: &usize| Ok((base.world.objects[at].name.clone(), why(&base, concept, at)?));
             candidate.objects.iter().map(reason).collect::<Result<_>>()
         })
         .collect::<Result<_>>()?;

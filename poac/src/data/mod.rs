@@ -7,7 +7,6 @@ pub mod vocabulary;
 pub mod world;
 
 pub use gate::Gate;
-pub use pairs::UserPair;
 pub use pictures::{Images, Style};
 pub use vocabulary::Vocabulary;
 pub use world::{Concept, Object, World, WorldOptions};

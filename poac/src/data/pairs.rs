@@ -1,9 +1,6 @@
-//! Pairs of a short prompt and an optimised one: Algorithm 4 (no LLM) and users' files.
-
-use std::path::Path;
+//! Pairs of a short prompt and an optimised one: Algorithm 4 (no LLM).
 
 use common::rng::Stream;
-use common::{Error, Result};
 
 use super::world::Split;
 use super::{Style, Vocabulary, World};
@@ -13,37 +10,6 @@ pub const TEMPLATES: [&str; 3] = ["a picture of", "an image showing", "a picture
 
 /// Objects in an optimised prompt.
 pub const OBJECTS: usize = 3;
-
-/// One pair of a user's file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UserPair {
-    /// The short prompt x.
-    pub short: String,
-    /// The optimised prompt y.
-    pub optimised: String,
-}
-
-impl UserPair {
-    /// Reads columns `short` and `optimised` of a CSV, JSONL or Parquet file.
-    ///
-    /// # Errors
-    /// [`Error::Io`] or [`Error::Data`] with row and column.
-    pub fn read(path: &Path) -> Result<Vec<Self>> {
-        let table = common::data::Table::read(path, &common::data::ReadOptions::default())?;
-        let short = table.column("short")?.non_empty()?;
-        let optimised = table.column("optimised")?.non_empty()?;
-        if short.is_empty() {
-            return Err(Error::data("no row", "at least one pair").in_file(path));
-        }
-        let pairs = short.into_iter().zip(optimised);
-        Ok(pairs
-            .map(|(short, optimised)| Self {
-                short: short.to_owned(),
-                optimised: optimised.to_owned(),
-            })
-            .collect())
-    }
-}
 
 /// One training text for the language model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,12 +69,11 @@ impl<'a> PairSource<'a> {
 
     /// One pair.
     pub fn draw(&self, stream: &mut Stream) -> Example {
-        let pool =
-            if stream.chance(self.abstract_share) && !self.abstracts.is_empty() {
-                &self.abstracts
-            } else {
-                &self.all
-            };
+        let pool = if stream.chance(self.abstract_share) && !self.abstracts.is_empty() {
+            &self.abstracts
+        } else {
+            &self.all
+        };
         let concept = pool[stream.below(pool.len())];
         let target = self.shuffled.as_ref().map_or(concept, |to| to[concept]);
         let objects = &self.world.concepts[target].objects;

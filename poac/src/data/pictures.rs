@@ -100,9 +100,8 @@ impl Images {
 /// Brightness (ITU-R BT.601) in all three channels.
 fn grey(colour: &[f32]) -> Vec<f32> {
     let area = colour.len() / 3;
-    let level = |at: usize| {
-        0.299 * colour[at] + 0.587 * colour[area + at] + 0.114 * colour[2 * area + at]
-    };
+    let level =
+        |at: usize| 0.299 * colour[at] + 0.587 * colour[area + at] + 0.114 * colour[2 * area + at];
     let one: Vec<f32> = (0..area).map(level).collect();
     [&one[..], &one, &one].concat()
 }

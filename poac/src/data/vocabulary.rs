@@ -100,9 +100,9 @@ impl Vocabulary {
         let mut at = 0;
         while at < words.len() {
             let most = self.longest.min(words.len() - at);
-            let hit = (1..=most).rev().find_map(|count| {
-                self.id(&words[at..at + count].join(" ")).map(|id| (id, count))
-            });
+            let hit = (1..=most)
+                .rev()
+                .find_map(|count| self.id(&words[at..at + count].join(" ")).map(|id| (id, count)));
             match hit {
                 Some((id, count)) => {
                     ids.push(id);

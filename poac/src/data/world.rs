@@ -184,7 +184,9 @@ fn plain_name(name: &str, names: &BTreeSet<String>) -> String {
     {
         return plain.to_owned();
     }
-    for (variant, plain) in [("man ", "person "), ("woman ", "person "), ("men ", "people "), ("women ", "people ")] {
+    for (variant, plain) in
+        [("man ", "person "), ("woman ", "person "), ("men ", "people "), ("women ", "people ")]
+    {
         if let Some(rest) = name.strip_prefix(variant) {
             for candidate in [format!("{plain}{rest}"), rest.to_owned()] {
                 if names.contains(&candidate) {

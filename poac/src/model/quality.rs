@@ -42,9 +42,9 @@ impl QualityHead {
         let mut width = inputs;
         let mut layers = Vec::new();
         for (place, next) in PLACES.into_iter().zip(widths) {
-            layers.push(builder.within(format!("layers.{place}"), |b| {
-                Linear::new(b, width, next, true)
-            })?);
+            layers.push(
+                builder.within(format!("layers.{place}"), |b| Linear::new(b, width, next, true))?,
+            );
             width = next;
         }
         Ok(Self { layers, parameters: builder.finish() })

@@ -138,10 +138,9 @@ impl Schedule {
         Ok(match prediction {
             Prediction::Epsilon => (((z - (answer * spread)?)? / signal)?, answer.clone()),
             Prediction::Sample => (answer.clone(), ((z - (answer * signal)?)? / spread)?),
-            Prediction::Velocity => (
-                ((z * signal)? - (answer * spread)?)?,
-                ((answer * signal)? + (z * spread)?)?,
-            ),
+            Prediction::Velocity => {
+                (((z * signal)? - (answer * spread)?)?, ((answer * signal)? + (z * spread)?)?)
+            }
         })
     }
 

@@ -83,8 +83,7 @@ impl Scorer {
             b.within(name, |b| Linear::new(b, inputs, outputs, true))
         };
         let norm = |b: &mut Builder, name: &str| b.within(name, |b| LayerNorm::new(b, d, 1e-5));
-        let heads =
-            Heads { heads: options.heads, kv_heads: options.heads, dim: d / options.heads };
+        let heads = Heads { heads: options.heads, kv_heads: options.heads, dim: d / options.heads };
         let block = |b: &mut Builder| {
             let qkv = linear(b, "qkv", d, 3 * d)?;
             let attention = Attention::packed(qkv, linear(b, "projection", d, d)?, heads);

@@ -50,7 +50,9 @@ impl<'a> Captioned<'a> {
         let visible = |object: &'a crate::data::Object| {
             let keep = |word: &&String| {
                 let concept = world.concept(word);
-                concept.is_some_and(|c| !c.abstract_word && c.split == crate::data::world::Split::Train)
+                concept.is_some_and(|c| {
+                    !c.abstract_word && c.split == crate::data::world::Split::Train
+                })
             };
             object.keywords.iter().filter(keep).map(String::as_str).collect()
         };

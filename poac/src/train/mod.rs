@@ -97,7 +97,8 @@ pub fn train(
     let save_every = (pace.steps / 8).max(50);
     for step in first..pace.steps {
         run::check_interrupt()?;
-        let (value, gradients) = workers.gradients(parameters, SLICES, |slice| loss(step, slice))?;
+        let (value, gradients) =
+            workers.gradients(parameters, SLICES, |slice| loss(step, slice))?;
         let mut gradients = adjust(gradients)?;
         gradients.clip_global_norm(1.0)?;
         optimiser.step(&gradients, schedule.at(step + 1))?;

@@ -56,13 +56,8 @@ impl Default for PlmOptions {
 /// [`Error::Usage`] on sizes that do not fit together.
 pub fn new_model(features: &Features, options: &PlmOptions, seed: Seed) -> Result<Lm> {
     let vocabulary = features.vocabulary().len();
-    let mut config = LmConfig::gpt2(
-        vocabulary,
-        options.width,
-        options.layers,
-        options.heads,
-        options.context,
-    );
+    let mut config =
+        LmConfig::gpt2(vocabulary, options.width, options.layers, options.heads, options.context);
     config.eos_token_id = Some(Vocabulary::EOS);
     let model = Lm::new(&config, seed)?;
     if !options.word_features {

@@ -59,10 +59,7 @@ pub struct ReflOptions {
 impl Default for ReflOptions {
     fn default() -> Self {
         Self {
-            stages: vec![
-                Stage::default(),
-                Stage { quality: 1.0, steps: 30, ..Stage::default() },
-            ],
+            stages: vec![Stage::default(), Stage { quality: 1.0, steps: 30, ..Stage::default() }],
             inference_steps: 12,
             first_step: 7,
             batch: 16,
@@ -125,7 +122,12 @@ impl RewardModel<'_> {
     ///
     /// # Errors
     /// None but bugs.
-    pub fn reward(&self, codes: &Tensor, text: &TextBatch, stage: &Stage) -> Result<Option<Tensor>> {
+    pub fn reward(
+        &self,
+        codes: &Tensor,
+        text: &TextBatch,
+        stage: &Stage,
+    ) -> Result<Option<Tensor>> {
         let pictures = self.codec.decode(codes)?.clamp(-1f32, 1f32)?;
         let mut scores = Vec::new();
         if stage.clip != 0.0 {
@@ -171,8 +173,7 @@ pub fn refl_loss(
     }
     if options.pretraining_loss || total.is_none() {
         let batch = captioned.draw(rows, stream)?;
-        let pre =
-            denoising_loss(denoiser, rewards.schedule, rewards.prediction, &batch, stream)?;
+        let pre = denoising_loss(denoiser, rewards.schedule, rewards.prediction, &batch, stream)?;
         total = Some(match total {
             Some(reward) => (reward + pre)?,
             None => pre,

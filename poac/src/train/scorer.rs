@@ -69,9 +69,8 @@ pub fn fit(
         let fits = |row: usize, column: usize| {
             row == column || filed[chosen[row]].contains(captions[column])
         };
-        let positives: Vec<f32> = (0..rows * rows)
-            .map(|at| f32::from(u8::from(fits(at / rows, at % rows))))
-            .collect();
+        let positives: Vec<f32> =
+            (0..rows * rows).map(|at| f32::from(u8::from(fits(at / rows, at % rows)))).collect();
         let positives = Tensor::from_vec(positives, (rows, rows), &Device::Cpu)?;
         let size = images.size();
         let pictures = Tensor::from_vec(pictures, (rows, 3, size, size), &Device::Cpu)?;

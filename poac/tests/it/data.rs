@@ -44,7 +44,9 @@ fn variants_become_one_object_and_signs_are_left_out() {
 fn words_of_a_held_out_family_are_not_trained_on() {
     let words = ["celebration", "celebrate", "victory", "victorious", "magic", "magical"];
     let pictures: Vec<_> = (0..6)
-        .map(|at| picture(&format!("thing {}", "abcdef".split_at(at).1), Group::Objects, &words, ""))
+        .map(|at| {
+            picture(&format!("thing {}", "abcdef".split_at(at).1), Group::Objects, &words, "")
+        })
         .collect();
     let options = WorldOptions { test: 0.5, validation: 0.0, ..WorldOptions::default() };
     let world = World::new(&pictures, &Gate::default(), &options, Seed::new(2)).unwrap();
@@ -73,7 +75,8 @@ fn the_gate_finds_abstract_words_and_ratings_overrule_the_list() {
 fn names_of_several_words_are_one_token() {
     let vocabulary = Vocabulary::new(["balance scale", "scale"], ["justice"]);
     let (ids, unknown) = vocabulary.encode("A balance scale, and xyz justice");
-    let words: Vec<&str> = ids.iter().map(|&id| vocabulary.tokens()[id as usize].as_str()).collect();
+    let words: Vec<&str> =
+        ids.iter().map(|&id| vocabulary.tokens()[id as usize].as_str()).collect();
     assert_eq!(words, ["a", "balance scale", ",", "and", "justice"]);
     assert_eq!(unknown, ["xyz"]);
     assert_eq!(vocabulary.decode(&ids), "a balance scale, and justice");

@@ -31,18 +31,28 @@ fn schedules_equal_diffusers() {
         let alphas = &e[&format!("{name}/alphas_cumprod")];
         assert_close(&f32s(schedule.alphas()), &values(alphas), 1e-6, 0.0);
         for steps in [10usize, 50] {
-            let times = |spacing: &str| values(&e[&format!("{name}/ddim/{spacing}/{steps}/timesteps")]);
+            let times =
+                |spacing: &str| values(&e[&format!("{name}/ddim/{spacing}/{steps}/timesteps")]);
             let found = |times: Vec<usize>| times.iter().map(|&t| t as f32).collect::<Vec<_>>();
             assert_eq!(found(schedule.trailing(steps)), times("trailing"));
             assert_eq!(found(schedule.leading(steps)), times("leading"));
         }
-        let times: Vec<usize> =
-            e["pointwise/timesteps"].to_vec1::<i64>().unwrap().iter().map(|&t| t as usize).collect();
+        let times: Vec<usize> = e["pointwise/timesteps"]
+            .to_vec1::<i64>()
+            .unwrap()
+            .iter()
+            .map(|&t| t as usize)
+            .collect();
         let clean = e["noise/start"].repeat((6, 1, 1, 1)).unwrap();
         let noise = e["noise/ddpm"].narrow(0, 0, 6).unwrap();
         let noise = noise.reshape(clean.shape()).unwrap();
         let noisy = schedule.add_noise(&clean, &noise, &times).unwrap();
-        assert_close(&values(&noisy), &values(&e[&format!("{name}/pointwise/add_noise")]), 1e-5, 0.0);
+        assert_close(
+            &values(&noisy),
+            &values(&e[&format!("{name}/pointwise/add_noise")]),
+            1e-5,
+            0.0,
+        );
         let velocity = schedule.target(Prediction::Velocity, &clean, &noise, &times).unwrap();
         let expected = &e[&format!("{name}/pointwise/velocity")];
         assert_close(&values(&velocity), &values(expected), 1e-5, 0.0);

@@ -30,7 +30,14 @@ const COMPONENTS: usize = 6;
 
 fn small_plm() -> PlmOptions {
     let pace = Pace { steps: 200, batch: 16, lr: 1e-2, ..Pace::default() };
-    PlmOptions { width: WIDTH, layers: 1, heads: 2, abstract_share: 0.5, pace, ..PlmOptions::default() }
+    PlmOptions {
+        width: WIDTH,
+        layers: 1,
+        heads: 2,
+        abstract_share: 0.5,
+        pace,
+        ..PlmOptions::default()
+    }
 }
 
 fn small_denoiser() -> DenoiserOptions {
@@ -150,8 +157,8 @@ fn every_parameter_gets_a_gradient() {
     let stage = Stage { clip: 1.0, quality: 1.0, steps: 1 };
     let options =
         ReflOptions { inference_steps: 4, first_step: 2, lambda: 1.0, ..ReflOptions::default() };
-    let loss =
-        refl_loss(&tuned, &toy.rewards(), &captioned, &text, &options, &stage, &mut stream).unwrap();
+    let loss = refl_loss(&tuned, &toy.rewards(), &captioned, &text, &options, &stage, &mut stream)
+        .unwrap();
     assert_all_grads(&loss, &adapters);
 }
 
@@ -164,16 +171,15 @@ fn a_constant_reward_leaves_the_pretraining_loss() {
     let options = ReflOptions { inference_steps: 4, first_step: 2, ..ReflOptions::default() };
     let nothing = Stage { clip: 0.0, quality: 0.0, steps: 1 };
     let mut stream = Seed::new(9).stream("refl");
-    let loss = refl_loss(
-        &denoiser, &toy.rewards(), &captioned, &text, &options, &nothing, &mut stream,
-    )
-    .unwrap();
+    let loss =
+        refl_loss(&denoiser, &toy.rewards(), &captioned, &text, &options, &nothing, &mut stream)
+            .unwrap();
     let mut stream = Seed::new(9).stream("refl");
     stream.below(2);
     stream.normal_tensor((2, TOKENS, COMPONENTS), 1.0).unwrap();
     let batch = captioned.draw(2, &mut stream).unwrap();
-    let alone =
-        denoising_loss(&denoiser, &toy.schedule, Prediction::Velocity, &batch, &mut stream).unwrap();
+    let alone = denoising_loss(&denoiser, &toy.schedule, Prediction::Velocity, &batch, &mut stream)
+        .unwrap();
     assert_eq!(scalar(&loss), scalar(&alone));
     // a reward above the target closes the ReLU
     let high = Tensor::new(&[2.5f32, 3.0], &Device::Cpu).unwrap();

@@ -227,20 +227,19 @@ fn run(
     let mut progress = Progress::default();
     let mut best: Option<BTreeMap<String, Tensor>> = None;
     let checkpoints = folder.map(Checkpoints::open).transpose()?;
-    if let Some(found) = checkpoints.as_ref().map(Checkpoints::latest::<Progress>).transpose()? {
-        if let Some(found) = found {
-            parameters.load(&found.tensors)?;
-            optimiser.load_state(found.state.steps, &found.tensors)?;
-            let kept: BTreeMap<String, Tensor> = found
-                .tensors
-                .iter()
-                .filter_map(|(name, tensor)| {
-                    Some((name.strip_prefix("best.")?.to_owned(), tensor.clone()))
-                })
-                .collect();
-            best = (!kept.is_empty()).then_some(kept);
-            progress = found.state;
-        }
+    let found = checkpoints.as_ref().map(Checkpoints::latest::<Progress>).transpose()?.flatten();
+    if let Some(found) = found {
+        parameters.load(&found.tensors)?;
+        optimiser.load_state(found.state.steps, &found.tensors)?;
+        let kept: BTreeMap<String, Tensor> = found
+            .tensors
+            .iter()
+            .filter_map(|(name, tensor)| {
+                Some((name.strip_prefix("best.")?.to_owned(), tensor.clone()))
+            })
+            .collect();
+        best = (!kept.is_empty()).then_some(kept);
+        progress = found.state;
     }
     let windows = windows(task.sequences, &users, model.options().history + 1);
     let steps_an_epoch = windows.len().div_ceil(options.batch.max(1)) as u64;

@@ -204,15 +204,15 @@ fn siblings_that_agree_cost_nothing_and_the_gradient_is_right() {
     let grads = loss(ParentWeight::Mean, true, &var).backward().unwrap();
     let gradient = grads.get(&var).unwrap().to_vec2::<f32>().unwrap();
     assert_eq!(gradient[2], [0.0, 0.0], "the only child of a parent has no gradient");
-    for row in 0..4 {
-        for column in 0..2 {
+    for (row, gradients) in gradient.iter().enumerate() {
+        for (column, &found) in gradients.iter().enumerate() {
             let shifted = |by: f32| {
                 let mut values = start;
                 values[row][column] += by;
                 f64::from(value(loss(ParentWeight::Mean, true, &codes(values))))
             };
             let slope = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
-            let found = f64::from(gradient[row][column]);
+            let found = f64::from(found);
             assert!((slope - found).abs() < 2e-3, "({row}, {column}): {slope} {found}");
         }
     }

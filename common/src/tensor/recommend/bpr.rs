@@ -175,8 +175,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (left, right) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest: f32 = left.remainder().iter().zip(right.remainder()).map(|(a, b)| a * b).sum();
     for (a, b) in left.zip(right) {
-        for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
         }
     }
     sums.iter().sum::<f32>() + rest

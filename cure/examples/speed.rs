@@ -34,7 +34,10 @@ fn main() -> common::Result<()> {
     };
     let seconds = fastest(&mut || attribute(&lm, &network, &pairs, Some(5), &workers).map(drop))?;
     let rate = (network.edges.len() * pairs.len()) as f64 / seconds;
-    println!("EAP-IG, 5 steps, {} edges, 64 pairs: {rate:.0} edges x pairs / s", network.edges.len());
+    println!(
+        "EAP-IG, 5 steps, {} edges, 64 pairs: {rate:.0} edges x pairs / s",
+        network.edges.len()
+    );
     let answers: Vec<Answer> =
         (0..11).map(|at| Answer { position: 4 * at + 3, liked: at % 2 == 0 }).collect();
     let windows: Vec<Prompt> =

@@ -46,8 +46,11 @@ impl IdRegression {
                 rows.push((user, event.item as usize, event.liked));
             }
         }
-        let mut model =
-            Self { intercept: 0.0, users: vec![0.0; data.users.len()], items: vec![0.0; data.items.len()] };
+        let mut model = Self {
+            intercept: 0.0,
+            users: vec![0.0; data.users.len()],
+            items: vec![0.0; data.items.len()],
+        };
         for _ in 0..60 {
             let mut moved = 0f64;
             for side in 0..3 {
@@ -88,10 +91,7 @@ impl IdRegression {
 ///
 /// # Errors
 /// Those of the regression.
-pub fn history_share(
-    train: (&[f64], &[bool]),
-    test: &[f64],
-) -> Result<Vec<f64>> {
+pub fn history_share(train: (&[f64], &[bool]), test: &[f64]) -> Result<Vec<f64>> {
     let column = |values: &[f64]| {
         Array2::from_shape_vec((values.len(), 1), values.to_vec())
             .map_err(|error| Error::Bug(error.to_string()))
@@ -197,14 +197,36 @@ pub fn methods() -> Vec<Method> {
         },
         Method { name: "CURE, block-wise", role: Role::Ablation, blockwise: true, ..cure.clone() },
         Method { name: "CURE, LoRA", role: Role::Ablation, lora: true, ..cure.clone() },
-        Method { name: "CURE, set rule", role: Role::Ablation, source: Source::SetRule, ..cure.clone() },
-        Method { name: "CURE, NPO loss", role: Role::Ablation, loss: Some(ForgetLoss::Npo), ..cure.clone() },
+        Method {
+            name: "CURE, set rule",
+            role: Role::Ablation,
+            source: Source::SetRule,
+            ..cure.clone()
+        },
+        Method {
+            name: "CURE, NPO loss",
+            role: Role::Ablation,
+            loss: Some(ForgetLoss::Npo),
+            ..cure.clone()
+        },
         loss("GA", ForgetLoss::Ga, Rule::ForgetOnly, false, "forget loss only"),
         loss("GradDiff", ForgetLoss::Ga, Rule::Weighted, true, "GA and retain loss, all weights"),
         loss("NPO", ForgetLoss::Npo, Rule::Weighted, true, "with retain loss, all weights"),
         loss("uniform KL", ForgetLoss::UniformKl, Rule::Weighted, false, "with retain loss"),
-        loss("PCGrad", ForgetLoss::Ga, Rule::PcGrad, false, "GA and retain loss, all weights projected"),
-        loss("E2URec teacher", ForgetLoss::E2urec, Rule::Weighted, false, "teacher tuned on the forget set"),
+        loss(
+            "PCGrad",
+            ForgetLoss::Ga,
+            Rule::PcGrad,
+            false,
+            "GA and retain loss, all weights projected",
+        ),
+        loss(
+            "E2URec teacher",
+            ForgetLoss::E2urec,
+            Rule::Weighted,
+            false,
+            "teacher tuned on the forget set",
+        ),
         groups(
             "random groups",
             Role::Control,

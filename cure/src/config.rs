@@ -205,8 +205,16 @@ impl Lora {
     /// Adapters on all linear layers of the blocks.
     pub fn options(&self) -> LoraOptions {
         let targets = [
-            "c_attn", "c_proj", "c_fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
-            "up_proj", "down_proj",
+            "c_attn",
+            "c_proj",
+            "c_fc",
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
         ];
         LoraOptions {
             rank: self.rank,

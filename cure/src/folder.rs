@@ -54,7 +54,11 @@ impl About {
         let mut setting = Setting::new(&self.data, data, Seed::new(self.seed))?;
         if setting.vocabulary != self.vocabulary {
             return Err(Error::data(
-                format!("{} items with {} words", setting.vocabulary.items(), setting.vocabulary.len()),
+                format!(
+                    "{} items with {} words",
+                    setting.vocabulary.items(),
+                    setting.vocabulary.len()
+                ),
                 format!(
                     "the data that the model was fitted on: {} items with {} words",
                     self.vocabulary.items(),

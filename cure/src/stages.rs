@@ -139,7 +139,10 @@ impl Case {
         seed.stream("forget-order").shuffle(&mut forget);
         let retain = prompts.of_mask(&retained);
         if retain.is_empty() {
-            return Err(Error::data("a forget set of all training events", "some events to retain"));
+            return Err(Error::data(
+                "a forget set of all training events",
+                "some events to retain",
+            ));
         }
         Ok(Self { request, deletion, retained, forget, retain })
     }
@@ -262,9 +265,8 @@ pub fn prepare(
     let graph = Graph::new(&setting.data, &setting.mask, config.restart)?;
     let corruptor = Corruptor::new(&graph, corruption, config.share, seed)?;
     let deleted = case.deletion.flags();
-    let asked = |window: &Window| {
-        window.events.last().is_some_and(|&event| deleted[window.user][event])
-    };
+    let asked =
+        |window: &Window| window.events.last().is_some_and(|&event| deleted[window.user][event]);
     let forget =
         full_windows(setting, case.forget.iter().map(|(window, _)| window), asked, config.pairs);
     let mut kept = prompts.windows(&case.retained);

@@ -195,7 +195,9 @@ pub(super) fn of_request(dataset: &str, measured: &Measured) -> Result<Vec<Figur
     let mark = measured.stop_at[0].map_or_else(String::new, |mark| format!("{mark:.3}"));
     all.push(Figure::new(
         "Forgetting over steps",
-        &format!("Log loss on a probe of the forget set, first seed; a run stops at {mark}. Cut at 2."),
+        &format!(
+            "Log loss on a probe of the forget set, first seed; a run stops at {mark}. Cut at 2."
+        ),
         plot::lines(Labels { x: "step", y: "forget log loss", ..Labels::default() }, &lines),
     ));
     let points: Vec<Point> = measured
@@ -227,15 +229,16 @@ pub(super) fn of_request(dataset: &str, measured: &Measured) -> Result<Vec<Figur
         ),
     ));
     if let Some((fast, slow, rho)) = &measured.exact {
-        let points: Vec<Point> = fast
-            .iter()
-            .zip(slow)
-            .map(|(&x, &y)| Point { x, y, ..Point::default() })
-            .collect();
+        let points: Vec<Point> =
+            fast.iter().zip(slow).map(|(&x, &y)| Point { x, y, ..Point::default() }).collect();
         all.push(Figure::new(
             "EAP-IG against exact patching",
             &format!("One dot per edge, forget pairs, first seed; Spearman {rho:.3}."),
-            plot::scatter(Labels { x: "EAP-IG", y: "exact effect", ..Labels::default() }, &points, true),
+            plot::scatter(
+                Labels { x: "EAP-IG", y: "exact effect", ..Labels::default() },
+                &points,
+                true,
+            ),
         ));
     }
     Ok(all)

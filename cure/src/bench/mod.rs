@@ -67,8 +67,11 @@ pub fn run(
         Ok(data) => (data, "ml-100k"),
         Err(error @ Error::Asset { .. }) => {
             let row = Row { dataset: "ml-100k".into(), metric: "AUC".into(), ..Row::default() };
-            report.rows.push(row.not_run(&format!("{error}; the rows below are of synthetic data")));
-            let sizes = Synthetic { users: 200, items: 300, topics: 6, events: 60, consistency: 0.9 };
+            report
+                .rows
+                .push(row.not_run(&format!("{error}; the rows below are of synthetic data")));
+            let sizes =
+                Synthetic { users: 200, items: 300, topics: 6, events: 60, consistency: 0.9 };
             (synthetic(sizes, Seed::new(seeds[0])).0, "synthetic")
         }
         Err(error) => return Err(error),
@@ -141,7 +144,8 @@ fn recommenders(
         }
     }
     if let Some((_, c, model)) = best {
-        let p = tests.iter().map(|window| model.probability(window.user, item_of(window))).collect();
+        let p =
+            tests.iter().map(|window| model.probability(window.user, item_of(window))).collect();
         let note = format!("C = {c} by the log loss on the tuning events");
         all.push(("logistic regression on user and item".into(), Role::Baseline, vec![p], note));
     }
@@ -155,7 +159,9 @@ fn recommenders(
     let note = "one feature: the share of likes in the prompt's history".to_owned();
     all.push(("share of likes in the history".into(), Role::Baseline, vec![p], note));
     let mean = |all: &[Vec<f64>]| -> Vec<f64> {
-        (0..all[0].len()).map(|at| all.iter().map(|p| p[at]).sum::<f64>() / all.len() as f64).collect()
+        (0..all[0].len())
+            .map(|at| all.iter().map(|p| p[at]).sum::<f64>() / all.len() as f64)
+            .collect()
     };
     let pick: [(&str, bool, fn(&Quality) -> f64); 4] = [
         ("AUC", true, |q| q.auc),
@@ -182,7 +188,12 @@ fn recommenders(
                             metrics::auc(&labels, &p, None)
                         };
                         // a difference of AUCs on the same records
-                        predictions_mean_difference(&of, originals.len(), &all[0].2, &predictions[0])
+                        predictions_mean_difference(
+                            &of,
+                            originals.len(),
+                            &all[0].2,
+                            &predictions[0],
+                        )
                     },
                 );
                 note = format!(

@@ -170,7 +170,9 @@ pub(super) fn run(
             .then(|| (config.bench.relearn_steps, Seed::new(seed)))
     };
     let measure = |all: &[&Lm]| {
-        workers.map(all.len(), |at| sets.answers(all[at], relearn(seeds[at % seeds.len()]), &Workers::new(1)?))
+        workers.map(all.len(), |at| {
+            sets.answers(all[at], relearn(seeds[at % seeds.len()]), &Workers::new(1)?)
+        })
     };
     let answers = measure(&originals.iter().map(|model| &model.lm).collect::<Vec<_>>())?;
     let gold = measure(&retrained_models.iter().map(|model| &model.lm).collect::<Vec<_>>())?;
@@ -181,7 +183,8 @@ pub(super) fn run(
     let staged = workers.map(seeds.len(), |at| {
         let one = Workers::new(1)?;
         let (lm, seed) = (&originals[at].lm, Seed::new(seeds[at]));
-        let stage = |corruption| prepare(lm, setting, &case, &config.circuit, corruption, seed, &one);
+        let stage =
+            |corruption| prepare(lm, setting, &case, &config.circuit, corruption, seed, &one);
         let random = if full { Some(stage(Corruption::Random)?) } else { None };
         Ok((stage(config.circuit.corruption)?, random))
     })?;
@@ -213,7 +216,17 @@ pub(super) fn run(
             _ => &counterfactual,
         };
         let plan = plan_of(method, config, used, setting, seeds[at], lr)?;
-        let run = one(&sets, &case, originals, at, windows, &plan, stop_at[at], seeds[at], relearn(seeds[at]))?;
+        let run = one(
+            &sets,
+            &case,
+            originals,
+            at,
+            windows,
+            &plan,
+            stop_at[at],
+            seeds[at],
+            relearn(seeds[at]),
+        )?;
         bar.add(1);
         let circuits = !matches!(method.source, Source::None | Source::AllShared);
         let mut seconds = if circuits { used.seconds } else { Seconds::default() };
@@ -224,8 +237,7 @@ pub(super) fn run(
         Ok::<_, Error>(Run { seconds, ..run })
     };
     // learning rates are tuned on the first seed, without looking at a retrained model
-    let chosen: Vec<Method> =
-        methods().into_iter().filter(|method| full || method.short).collect();
+    let chosen: Vec<Method> = methods().into_iter().filter(|method| full || method.short).collect();
     let lrs = &config.bench.lrs;
     let first = workers.map(chosen.len() * lrs.len(), |job| {
         one_run(&chosen[job / lrs.len()], 0, lrs[job % lrs.len()])
@@ -322,9 +334,11 @@ fn plan_of(
             let mut stream = Seed::new(seed).stream("shuffled-groups");
             Some(standard()?.shuffled(&prepared.network, &mut stream))
         }
-        Source::GradientOnly => {
-            Some(groups(GroupsConfig { lambda: 0.0, rule: GroupRule::Ratio, ..config.groups.clone() })?)
-        }
+        Source::GradientOnly => Some(groups(GroupsConfig {
+            lambda: 0.0,
+            rule: GroupRule::Ratio,
+            ..config.groups.clone()
+        })?),
         Source::AllShared => Some(Grouping::all(prepared.network.modules(), Group::Shared)),
         Source::Swapped => Some(standard()?.swapped()),
         Source::SetRule => {
@@ -359,8 +373,7 @@ fn one(
     relearn: Option<(usize, Seed)>,
 ) -> Result<Run> {
     let single = Workers::new(1)?;
-    let task =
-        Task { original: &originals[at].lm, forget: windows, retain: &case.retain, stop_at };
+    let task = Task { original: &originals[at].lm, forget: windows, retain: &case.retain, stop_at };
     let done = unlearn(&task, plan, None, Seed::new(seed), &single, None)?;
     Ok(Run {
         answers: sets.answers(&done.lm, relearn, &single)?,
@@ -408,8 +421,8 @@ fn sharded(
             let jobs: Vec<Job<'_>> =
                 windows.iter().map(|windows| Job { name: "shard", seed, windows }).collect();
             let members = models.train(&jobs)?;
-            let answers =
-                workers.map(members.len(), |at| sets.answers(&members[at].lm, None, &Workers::new(1)?))?;
+            let answers = workers
+                .map(members.len(), |at| sets.answers(&members[at].lm, None, &Workers::new(1)?))?;
             let share = affected as f64 / SHARDS as f64;
             let sum = |part: fn(&Model) -> f64| share * members.iter().map(part).sum::<f64>();
             runs.push(Run {
@@ -420,7 +433,8 @@ fn sharded(
                 progress: Progress::default(),
             });
         }
-        let note = format!("{SHARDS} shards; the request touches {touched} of {total} over the seeds");
+        let note =
+            format!("{SHARDS} shards; the request touches {touched} of {total} over the seeds");
         all.push((name.to_owned(), runs, note));
     }
     Ok(all)

@@ -18,11 +18,7 @@ struct Measure<'a> {
 
 /// The mean over the retrained models of the other seeds: a model and its own seed's retrained one
 /// share the initial weights, which two independently retrained models do not.
-fn to_others(
-    measured: &Measured,
-    at: usize,
-    distance: impl Fn(&Answers) -> f64,
-) -> f64 {
+fn to_others(measured: &Measured, at: usize, distance: impl Fn(&Answers) -> f64) -> f64 {
     let others = measured.retrained.iter().enumerate().filter(|(other, _)| *other != at);
     let values: Vec<f64> = others.map(|(_, run)| distance(&run.answers)).collect();
     values.iter().sum::<f64>() / values.len() as f64
@@ -68,7 +64,9 @@ fn measures<'a>(measured: &'a Measured) -> Vec<Measure<'a>> {
     add(&mut all, "forget log loss, gap to Retrain", false, move |a, _, _| {
         Some((loss(a) - gold_loss).abs())
     });
-    add(&mut all, "forget AUC, gap to Retrain", false, move |a, _, _| Some((auc(a) - gold_auc).abs()));
+    add(&mut all, "forget AUC, gap to Retrain", false, move |a, _, _| {
+        Some((auc(a) - gold_auc).abs())
+    });
     add(&mut all, "membership AUC, gap to Retrain", false, move |a, _, _| {
         Some((attack(a) - gold_attack).abs())
     });
@@ -106,26 +104,32 @@ pub(super) fn noise_floor(measured: &Measured) -> [f64; 2] {
 }
 
 /// The rows: the metrics in turn, and in each the methods.
-pub(super) fn rows(
-    dataset: &str,
-    config: &Config,
-    measured: &Measured,
-    case: &Case,
-) -> Vec<Row> {
+pub(super) fn rows(dataset: &str, config: &Config, measured: &Measured, case: &Case) -> Vec<Row> {
     let [floor, floor_top] = noise_floor(measured);
     let mut lines = Vec::new();
     for outcome in &measured.outcomes {
         let runs = outcome.runs.iter().map(|run| (&run.answers, run.windows)).collect();
-        let steps: Vec<String> = outcome.runs.iter().map(|r| r.progress.steps.to_string()).collect();
+        let steps: Vec<String> =
+            outcome.runs.iter().map(|r| r.progress.steps.to_string()).collect();
         let note = format!(
             "lr {} of {}; {} steps{}",
             outcome.runs[0].lr,
             config.bench.lrs.len(),
             steps.join("/"),
-            if outcome.method.note.is_empty() { String::new() } else { format!("; {}", outcome.method.note) }
+            if outcome.method.note.is_empty() {
+                String::new()
+            } else {
+                format!("; {}", outcome.method.note)
+            }
         );
         let seconds = outcome.runs.iter().map(|run| run.seconds.total()).sum();
-        lines.push(Line { name: outcome.method.name, role: outcome.method.role, runs, seconds, note });
+        lines.push(Line {
+            name: outcome.method.name,
+            role: outcome.method.role,
+            runs,
+            seconds,
+            note,
+        });
     }
     for (name, runs, note) in &measured.sharded {
         let seconds = runs.iter().map(|run| run.seconds.total()).sum();
@@ -171,7 +175,11 @@ pub(super) fn rows(
                 metric: measure.name.into(),
                 higher_is_better: measure.higher,
                 claim: "CURE forgets more completely at less cost".into(),
-                n: if measure.name.starts_with("test") { measured.sets.test.labels.len() } else { n },
+                n: if measure.name.starts_with("test") {
+                    measured.sets.test.labels.len()
+                } else {
+                    n
+                },
                 seconds: Some(line.seconds),
                 note: Some(note),
                 ..Row::default()
@@ -265,7 +273,11 @@ fn circuits(dataset: &str, measured: &Measured) -> Vec<Row> {
                 "edges by seed: {}",
                 prepared
                     .iter()
-                    .map(|p| format!("{} and {} of {edges}", p.forget.circuit.len(), p.retain.circuit.len()))
+                    .map(|p| format!(
+                        "{} and {} of {edges}",
+                        p.forget.circuit.len(),
+                        p.retain.circuit.len()
+                    ))
                     .collect::<Vec<_>>()
                     .join("; ")
             ),

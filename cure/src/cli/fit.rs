@@ -83,7 +83,11 @@ pub struct EvalArgs {
     against: Option<PathBuf>,
 }
 
-pub(super) fn eval(eval: &EvalArgs, args: &CommonArgs, resolved: &Resolved<Config>) -> Result<String> {
+pub(super) fn eval(
+    eval: &EvalArgs,
+    args: &CommonArgs,
+    resolved: &Resolved<Config>,
+) -> Result<String> {
     let config = &resolved.config;
     let (lm, about) = folder::load(&eval.model)?;
     let data = eval.data.read(args, config)?;

@@ -129,8 +129,11 @@ pub fn run(cli: &Cli) -> Result<String> {
         Verb::Eval(eval) => fit::eval(eval, args, &resolved),
         Verb::Explain(explain) => explain::explain(explain, args, &resolved),
         Verb::Bench => {
-            let context =
-                Context { assets: assets_of(args), profile: args.profile, threads: runtime.threads };
+            let context = Context {
+                assets: assets_of(args),
+                profile: args.profile,
+                threads: runtime.threads,
+            };
             let seeds = match args.profile {
                 Profile::Smoke => 2,
                 Profile::Cpu => 3,

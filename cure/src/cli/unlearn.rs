@@ -169,7 +169,8 @@ fn changes(
     let (inside, outside) = blocks.moved(&tensors(before), &tensors(&done.lm))?;
     let moved = (0..network.modules())
         .map(|module| {
-            let owned = blocks.blocks.iter().zip(&inside).filter(|(b, _)| b.owners.contains(&module));
+            let owned =
+                blocks.blocks.iter().zip(&inside).filter(|(b, _)| b.owners.contains(&module));
             Moved {
                 module: network.module_name(module),
                 group: grouping.groups[module],
@@ -186,8 +187,7 @@ fn changes(
     let look = |lm: &Lm| {
         let on_forget = predict(lm, &forget.prompts, workers)?;
         let on_held_out = predict(lm, &held_out.prompts, workers)?;
-        let attack =
-            membership_auc((&forget.labels, &on_forget), (&held_out.labels, &on_held_out));
+        let attack = membership_auc((&forget.labels, &on_forget), (&held_out.labels, &on_held_out));
         let quality = |part: &Part, p: &[f64]| Quality::of(&part.labels, p);
         let tested = predict(lm, &test.prompts, workers)?;
         Ok::<_, Error>((
@@ -218,7 +218,12 @@ fn changes(
         moved,
         moved_outside: outside.sqrt(),
         changes: vec![
-            change("log loss on the forgotten events", old.0.log_loss, new.0.log_loss, Some(loss_mark)),
+            change(
+                "log loss on the forgotten events",
+                old.0.log_loss,
+                new.0.log_loss,
+                Some(loss_mark),
+            ),
             change("AUC on the forgotten events", old.0.auc, new.0.auc, Some(auc_mark)),
             change("AUC of the membership attack", old.2, new.2, None),
             change("test AUC of users who stay", old.3.auc, new.3.auc, None),

@@ -13,7 +13,8 @@ use super::{Event, Interactions, Item};
 pub fn from_movielens(source: &MovieLens) -> Interactions {
     let mut histories = vec![Vec::new(); source.users.len()];
     for rating in &source.ratings {
-        histories[rating.user as usize].push(Event { item: rating.movie, liked: rating.stars >= 4 });
+        histories[rating.user as usize]
+            .push(Event { item: rating.movie, liked: rating.stars >= 4 });
     }
     let item = |movie: &common::data::movielens::Movie| Item {
         id: movie.id.to_string(),

@@ -121,7 +121,8 @@ impl Split {
 /// Windows of `length` events that cover `events` once; the first may be shorter.
 fn windows(events: usize, length: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let first = events % length;
-    let starts = std::iter::once(0).filter(move |_| first > 0).chain((first..events).step_by(length));
+    let starts =
+        std::iter::once(0).filter(move |_| first > 0).chain((first..events).step_by(length));
     starts.map(move |start| start..if start == 0 && first > 0 { first } else { start + length })
 }
 
@@ -190,9 +191,7 @@ impl Prompts<'_> {
         let mut all = Vec::new();
         for &user in users {
             let targets = range(user).filter(|&event| event >= self.history);
-            all.extend(
-                targets.map(|e| Window { user, events: (e - self.history..=e).collect() }),
-            );
+            all.extend(targets.map(|e| Window { user, events: (e - self.history..=e).collect() }));
         }
         all
     }

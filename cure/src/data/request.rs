@@ -118,8 +118,11 @@ impl Request {
             }
             Self::Topic { topic } => {
                 if !data.items.iter().any(|item| item.topics.contains(topic)) {
-                    let mut known: Vec<&str> =
-                        data.items.iter().flat_map(|i| i.topics.iter().map(String::as_str)).collect();
+                    let mut known: Vec<&str> = data
+                        .items
+                        .iter()
+                        .flat_map(|i| i.topics.iter().map(String::as_str))
+                        .collect();
                     known.sort_unstable();
                     known.dedup();
                     let expected = format!("one of {}", known.join(", "));

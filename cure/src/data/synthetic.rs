@@ -45,8 +45,11 @@ pub fn synthetic(sizes: Synthetic, seed: Seed) -> (Interactions, Vec<Vec<bool>>)
         }
         let events = stream.sample(sizes.items, sizes.events.min(sizes.items));
         let judge = |item: usize| {
-            let liked =
-                if stream.chance(sizes.consistency) { taste[topic_of(item)] } else { stream.chance(0.5) };
+            let liked = if stream.chance(sizes.consistency) {
+                taste[topic_of(item)]
+            } else {
+                stream.chance(0.5)
+            };
             Event { item: item as u32, liked }
         };
         histories.push(events.into_iter().map(judge).collect());

@@ -238,9 +238,8 @@ fn attribute_slice(
         });
     }
     let gradients = gradients.ok_or_else(|| Error::Bug("attribution without inputs".into()))?;
-    let difference = |(corrupt, clean): (&Tensor, &Tensor)| {
-        Ok::<_, Error>((corrupt - clean)?.flatten_from(1)?)
-    };
+    let difference =
+        |(corrupt, clean): (&Tensor, &Tensor)| Ok::<_, Error>((corrupt - clean)?.flatten_from(1)?);
     let differences = corrupt.written.iter().zip(&clean.written).map(difference);
     let differences = Tensor::stack(&differences.collect::<Result<Vec<_>>>()?, 1)?;
     let products = gradients.matmul(&differences.t()?)?.to_vec3::<f32>()?;
@@ -381,7 +380,8 @@ pub fn gate_gradients(
         // cross-entropy of two answers = softplus(−m): one column at 0, the wrong answer's at −m
         let logits = Tensor::stack(&[&metric, &metric.zeros_like()?.detach()], 1)?;
         let first = Tensor::zeros(pairs.len(), candle_core::DType::U32, &Device::Cpu)?;
-        let options = ops::CrossEntropyOptions { reduction: ops::Reduction::Sum, ..Default::default() };
+        let options =
+            ops::CrossEntropyOptions { reduction: ops::Reduction::Sum, ..Default::default() };
         let store = ops::cross_entropy(&logits, &first, &options)?.backward()?;
         let mut sums = Vec::with_capacity(network.modules());
         for (leaf, value) in &gate.written {

@@ -289,9 +289,7 @@ pub fn combine(
                     group if only.is_some_and(|only| only != group) => [0.0, 0.0],
                     Group::Forget => [1.0, 0.0],
                     Group::Retain => [0.0, 1.0],
-                    Group::Shared => {
-                        [weight, (1.0 - weight) - weight * projection_factor(fr, rr)]
-                    }
+                    Group::Shared => [weight, (1.0 - weight) - weight * projection_factor(fr, rr)],
                     Group::Frozen => [0.0, 0.0],
                 })
                 .collect();
@@ -312,9 +310,7 @@ pub fn combine(
             let [ff, fr, rr] = sums;
             let factors = match rule {
                 Rule::ForgetOnly => [1.0, 0.0],
-                Rule::PcGrad => {
-                    [1.0 - projection_factor(fr, ff), 1.0 - projection_factor(fr, rr)]
-                }
+                Rule::PcGrad => [1.0 - projection_factor(fr, ff), 1.0 - projection_factor(fr, rr)],
                 _ => [weight, 1.0 - weight],
             };
             for ((out, f), r) in out.iter_mut().zip(&f).zip(&r) {

@@ -65,7 +65,8 @@ pub fn fit(
     let parameters = model.lm.parameters().clone();
     let adamw = AdamWOptions { weight_decay: options.weight_decay, ..AdamWOptions::default() };
     let mut optimiser = AdamW::new(&parameters, adamw);
-    let mut history: History = resume(checkpoints, &parameters, &mut optimiser)?.unwrap_or_default();
+    let mut history: History =
+        resume(checkpoints, &parameters, &mut optimiser)?.unwrap_or_default();
     let per_epoch = windows.len().div_ceil(options.batch);
     let total = (per_epoch * options.epochs) as u64;
     // the last step has 5 % of the peak
@@ -112,8 +113,10 @@ fn workers_gradients(
     loss: impl Fn(&Batch) -> Result<Tensor> + Sync,
 ) -> Result<(f64, common::optim::Gradients)> {
     let size = batch.len().div_ceil(SLICES.min(batch.len().max(1)));
-    let parts: Vec<Batch> =
-        batch.chunks(size.max(1)).map(|part| Batch::new(part.iter().copied())).collect::<Result<_>>()?;
+    let parts: Vec<Batch> = batch
+        .chunks(size.max(1))
+        .map(|part| Batch::new(part.iter().copied()))
+        .collect::<Result<_>>()?;
     let parts: Vec<Batch> = parts.into_iter().filter(|part| part.answers > 0).collect();
     let all: usize = parts.iter().map(|part| part.answers).sum();
     workers.gradients(parameters, parts.len(), |at| {

@@ -120,8 +120,9 @@ pub fn unlearn(
     let start = Instant::now();
     let options = &plan.options;
     let original = Recommender { lm: task.original.frozen()? };
-    let mut model =
-        Recommender { lm: Lm::from_tensors(task.original.config(), task.original.parameters().tensors())? };
+    let mut model = Recommender {
+        lm: Lm::from_tensors(task.original.config(), task.original.parameters().tensors())?,
+    };
     let parameters = match &options.lora {
         Some(lora) => model.lm.attach_lora(&lora.options(), seed)?,
         None if plan.rule == Rule::Grouped => {
@@ -164,9 +165,9 @@ pub fn unlearn(
             break;
         }
         check_interrupt()?;
-        if let Some(regroup) = regroup.filter(|_| {
-            options.reextract > 0 && step > 0 && step % options.reextract == 0
-        }) {
+        if let Some(regroup) =
+            regroup.filter(|_| options.reextract > 0 && step > 0 && step % options.reextract == 0)
+        {
             state.grouping = Some(regroup(&model.lm)?);
         }
         let forget = forget_gradient(
@@ -180,7 +181,8 @@ pub fn unlearn(
         let retained = batch_of(task.retain, options.batch, step, &seed, "retain");
         let (_, retain) = workers_gradients(workers, &parameters, &retained.0, |batch| {
             let logits = model.answer_logits(batch)?;
-            let known = if options.mu > 0.0 { original.answer_logits(batch)? } else { logits.detach() };
+            let known =
+                if options.mu > 0.0 { original.answer_logits(batch)? } else { logits.detach() };
             losses::retain(&logits, &known, &batch.labels, options.mu)
         })?;
         let only = match options.order {

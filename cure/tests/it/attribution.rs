@@ -16,7 +16,8 @@ fn load(name: &str) -> (Lm, Network, Pairs, Value) {
     let folder: PathBuf = golden(env!("CARGO_MANIFEST_DIR"), "");
     let lm = Lm::load(&folder.join(name)).unwrap();
     let value: Value = golden_json(&folder.join(format!("{name}.json")));
-    let ids = |pair: &Value, key: &str| serde_json::from_value::<Vec<u32>>(pair[key].clone()).unwrap();
+    let ids =
+        |pair: &Value, key: &str| serde_json::from_value::<Vec<u32>>(pair[key].clone()).unwrap();
     let token = |pair: &Value, key: &str| pair[key].as_u64().unwrap() as u32;
     let all = value["pairs"].as_array().unwrap();
     let pairs = Pairs::new(
@@ -155,7 +156,8 @@ fn slices_and_threads_change_no_score() {
         attribute(&lm, &network, &pairs, Some(2), &Workers::new(threads).unwrap()).unwrap()
     };
     assert_eq!(run(1), run(2));
-    let few = attribute(&lm, &network, &pairs.first(3), Some(2), &Workers::new(1).unwrap()).unwrap();
+    let few =
+        attribute(&lm, &network, &pairs.first(3), Some(2), &Workers::new(1).unwrap()).unwrap();
     for (few, all) in few.per_pair.iter().zip(&run(1).per_pair) {
         assert_close(few, all, 1e-6, 0.0);
     }
@@ -183,12 +185,7 @@ fn pruning_keeps_exactly_the_edges_on_paths() {
         names.iter().zip(kept).filter(|(_, k)| **k).map(|(n, _)| n.as_str()).collect()
     };
     // a1.h0 has no input, m0 no output: only the head's path stays
-    let found = kept(&[
-        "input->a0.h0<v>",
-        "a0.h0->logits",
-        "input->m0",
-        "a1.h0->logits",
-    ]);
+    let found = kept(&["input->a0.h0<v>", "a0.h0->logits", "input->m0", "a1.h0->logits"]);
     assert_eq!(list(&found), ["input->a0.h0<v>", "a0.h0->logits"]);
     assert!(kept(&["a0.h0->a1.h1<k>"]).iter().all(|k| !k));
 }
@@ -199,8 +196,7 @@ fn a_circuit_reaches_its_faithfulness_with_the_fewest_edges_tried() {
     let (lm, network, pairs, _) = load("gpt2_tiny");
     let scores = attribute(&lm, &network, &pairs, Some(5), &workers).unwrap().mean();
     for rule in [Selection::TopN, Selection::Threshold, Selection::Greedy] {
-        let circuit =
-            extract(&lm, &network, &pairs, scores.clone(), rule, 0.85, &workers).unwrap();
+        let circuit = extract(&lm, &network, &pairs, scores.clone(), rule, 0.85, &workers).unwrap();
         assert!(circuit.faithfulness >= 0.85, "{rule:?}: {}", circuit.faithfulness);
         let again = [circuit.kept.clone()];
         let value = faithfulness(&lm, &network, &pairs, &again, &workers).unwrap()[0];

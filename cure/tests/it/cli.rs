@@ -10,8 +10,20 @@ use tempfile::TempDir;
 
 fn run(folder: &Path, args: &[&str]) -> Output {
     let small = [
-        "--threads", "1", "--profile", "smoke", "--set", "data.users=0", "--set", "data.history=4",
-        "--set", "fit.epochs=4", "--set", "circuit.pairs=12", "--set", "unlearn.steps=4",
+        "--threads",
+        "1",
+        "--profile",
+        "smoke",
+        "--set",
+        "data.users=0",
+        "--set",
+        "data.history=4",
+        "--set",
+        "fit.epochs=4",
+        "--set",
+        "circuit.pairs=12",
+        "--set",
+        "unlearn.steps=4",
     ];
     Command::new(env!("CARGO_BIN_EXE_cure"))
         .args(args)
@@ -128,8 +140,7 @@ fn a_model_is_fitted_explained_and_made_to_forget() {
 /// Weights with a missing or an additional tensor.
 fn damaged(path: &Path) {
     let file = path.join("model/model.safetensors");
-    let mut tensors =
-        candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+    let mut tensors = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
     let eval = ["eval", "--data", "events.csv"];
     tensors.insert("extra.weight".into(), tensors["transformer.ln_f.weight"].clone());
     candle_core::safetensors::save(&tensors, &file).unwrap();

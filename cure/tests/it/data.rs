@@ -1,6 +1,6 @@
 //! Prompts, splits, requests, counterfactual pairs.
 
-use common::data::movielens::{MovieLens, Movie, Rating, User};
+use common::data::movielens::{Movie, MovieLens, Rating, User};
 use common::rng::Seed;
 use cure::config::DataConfig;
 use cure::data::{Request, Split, Synthetic, from_movielens, synthetic};
@@ -117,7 +117,8 @@ fn requests_that_mean_nothing_or_everything_are_refused() {
         assert!(error.to_string().contains(piece), "{request:?}: {error}");
         error.exit_code()
     };
-    let users = |users: &[&str]| Request::Users { users: users.iter().map(|u| (*u).into()).collect() };
+    let users =
+        |users: &[&str]| Request::Users { users: users.iter().map(|u| (*u).into()).collect() };
     assert_eq!(refuse(&users(&["nobody"]), "user \"nobody\""), 3);
     assert_eq!(refuse(&users(&[]), "empty forget set"), 3);
     assert_eq!(refuse(&Request::UserShare { share: 1.0 }, "all"), 3);

@@ -110,7 +110,10 @@ fn unlearning_moves_only_what_its_group_allows() {
     assert_eq!(done.progress.steps, 3);
     // nothing to forget
     let empty = Task { forget: &[], ..task };
-    assert_eq!(unlearn(&empty, &still, None, Seed::new(1), &workers, None).unwrap_err().exit_code(), 3);
+    assert_eq!(
+        unlearn(&empty, &still, None, Seed::new(1), &workers, None).unwrap_err().exit_code(),
+        3
+    );
 }
 
 #[test]
@@ -202,10 +205,15 @@ fn a_run_stops_at_its_mark() {
     let case = Case::new(&setting, &Request::UserShare { share: 0.2 }, Seed::new(1)).unwrap();
     let windows = forget_of(&setting, &case, ForgetLoss::Ga);
     let workers = Workers::new(1).unwrap();
-    let mark = stop_target(&lm, &setting, &windows, &case, Seed::new(1), &workers).unwrap().unwrap();
+    let mark =
+        stop_target(&lm, &setting, &windows, &case, Seed::new(1), &workers).unwrap().unwrap();
     assert!(mark.is_finite());
-    let task =
-        Task { original: &lm, forget: &windows, retain: &case.retain, stop_at: Some(f64::NEG_INFINITY) };
+    let task = Task {
+        original: &lm,
+        forget: &windows,
+        retain: &case.retain,
+        stop_at: Some(f64::NEG_INFINITY),
+    };
     let plan =
         Plan { options: options(ForgetLoss::Ga, 10), rule: Rule::ForgetOnly, grouping: None };
     let done = unlearn(&task, &plan, None, Seed::new(1), &workers, None).unwrap();
@@ -221,7 +229,8 @@ fn stages_give_circuits_and_groups_that_fit_together() {
     let stage = |threads: usize| {
         let workers = Workers::new(threads).unwrap();
         let corruption = Corruption::PprEvidence;
-        prepare(&lm, &setting, &case, &circuit_config(), corruption, Seed::new(1), &workers).unwrap()
+        prepare(&lm, &setting, &case, &circuit_config(), corruption, Seed::new(1), &workers)
+            .unwrap()
     };
     let prepared = stage(1);
     for side in [&prepared.forget, &prepared.retain] {

@@ -56,8 +56,8 @@ fn grouped(config: &LmConfig, groups: &[Group]) -> (Lm, Gradients) {
     let blocks = Blocks::new(config, &network, lm.parameters()).unwrap();
     let grouping = Grouping { groups: groups.to_vec() };
     let both = [&ones(&lm, 1.0), &ones(&lm, 2.0)];
-    let out =
-        combine(&Rule::Grouped, &blocks, Some(&grouping), None, 0.5, both, lm.parameters()).unwrap();
+    let out = combine(&Rule::Grouped, &blocks, Some(&grouping), None, 0.5, both, lm.parameters())
+        .unwrap();
     (lm, out)
 }
 
@@ -80,7 +80,9 @@ fn every_weight_of_gpt2_follows_its_owner() {
     assert_eq!(output, [[1.0f32; 8], [2.0; 8]].concat());
     assert!(values(&lm, &out, &format!("{attention}.c_proj.bias")).iter().all(|v| *v == 0.0));
     assert!(values(&lm, &out, "transformer.h.0.mlp.c_fc.weight").iter().all(|v| *v == 1.5));
-    for outside in ["transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.ln_1.weight"] {
+    for outside in
+        ["transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.ln_1.weight"]
+    {
         assert!(values(&lm, &out, outside).iter().all(|v| *v == 0.0), "{outside}");
     }
 }
@@ -92,7 +94,10 @@ fn shared_keys_take_the_most_conservative_group() {
     let (lm, out) = grouped(&config, &[Forget, Retain, Forget, Forget, Frozen]);
     let attention = "model.layers.0.self_attn";
     let rows = |name: &str, width: usize| -> Vec<f32> {
-        values(&lm, &out, &format!("{attention}.{name}.weight")).chunks(width).map(|r| r[0]).collect()
+        values(&lm, &out, &format!("{attention}.{name}.weight"))
+            .chunks(width)
+            .map(|r| r[0])
+            .collect()
     };
     assert_eq!(rows("q_proj", 8), [1., 1., 2., 2., 1., 1., 1., 1.]);
     // heads 0 and 1 disagree: shared; heads 2 and 3 agree

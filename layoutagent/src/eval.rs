@@ -118,7 +118,7 @@ pub fn alignment(frame: Frame, rects: &[Rect]) -> f64 {
 /// Mean share of the boxes' area outside the frame. NaN without boxes.
 pub fn out_of_frame(frame: Frame, rects: &[Rect]) -> f64 {
     let canvas = Rect { x: 0.0, y: 0.0, w: frame.width, h: frame.height };
-    let outside = |rect: &Rect| 1.0 - rect.intersection(canvas) / rect.area();
+    let outside = |rect: &Rect| (1.0 - rect.intersection(canvas) / rect.area()).max(0.0);
     rects.iter().map(outside).sum::<f64>() / rects.len() as f64
 }
 

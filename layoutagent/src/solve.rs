@@ -5,6 +5,7 @@ use common::{Result, optim::Workers};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::baselines::reject;
 use crate::layout::{Edge, Problem};
 use crate::model::energy::Energy;
 use crate::model::sampler::{SampleConfig, Sampler};
@@ -62,6 +63,9 @@ pub struct SolveConfig {
     pub noise: f64,
     /// Gradient steps after a learned sample (hybrid).
     pub refine_steps: usize,
+    /// Rounds of repair after the gradient steps (analytic and hybrid, ours): objects that break a
+    /// relation are moved to the best of some random places, then gradient steps follow.
+    pub repairs: usize,
     /// Tries per object of the rejection solver; 50 in the reference.
     pub tries: usize,
 }
@@ -76,6 +80,7 @@ impl Default for SolveConfig {
             step_size: 0.15,
             noise: 0.12,
             refine_steps: 100,
+            repairs: 10,
             tries: 50,
         }
     }
@@ -141,14 +146,15 @@ pub fn solve(
                 })
                 .collect(),
         };
-        let judged = group.iter().zip(layouts).map(|((problem, _), chains)| {
-            let finish = |mut centers: Vec<[f64; 2]>| {
-                if config.solver == Solver::Hybrid {
-                    descend(problem, &mut centers, config.refine_steps, config.step_size);
+        let judged = group.iter().zip(layouts).map(|((problem, id), chains)| {
+            let finish = |(chain, centers): (usize, Vec<[f64; 2]>)| match config.solver {
+                Solver::Hybrid | Solver::Analytic => {
+                    let mut stream = seed.stream(&format!("repair/{id}/{chain}"));
+                    refine(problem, centers, config, &mut stream)
                 }
-                Candidate::judged(problem, centers)
+                Solver::Learned | Solver::Reject => Candidate::judged(problem, centers),
             };
-            chains.into_iter().map(finish).collect::<Vec<_>>()
+            chains.into_iter().enumerate().map(finish).collect::<Vec<_>>()
         });
         common::run::check_interrupt()?;
         Ok(judged.collect::<Vec<_>>())
@@ -177,6 +183,21 @@ fn group<'a>(problems: &'a [(&'a Problem, u64)], rows: usize) -> Vec<&'a [(&'a P
         groups.push(&problems[start..]);
     }
     groups
+}
+
+/// The second half of the hybrid (and the end of the analytic) solver: gradient steps on the hinge
+/// energies, then repair, then the checker.
+pub fn refine(
+    problem: &Problem,
+    mut centers: Vec<[f64; 2]>,
+    config: &SolveConfig,
+    stream: &mut Stream,
+) -> Candidate {
+    if config.solver == Solver::Hybrid {
+        descend(problem, &mut centers, config.refine_steps, config.step_size);
+    }
+    repair(problem, &mut centers, config, stream);
+    Candidate::judged(problem, centers)
 }
 
 /// Candidates best first: fewest broken relations, then the balance of the picture (distance of
@@ -245,33 +266,53 @@ pub fn descend(problem: &Problem, centers: &mut [[f64; 2]], steps: usize, step_s
     }
 }
 
-/// Sequential rejection sampling: each object is placed uniformly in the frame, up to `tries`
-/// times, until its relations with the frame and the objects before it hold.
-pub fn reject(problem: &Problem, tries: usize, stream: &mut Stream) -> Vec<[f64; 2]> {
-    let mut centers = vec![[0.0; 2]; problem.len()];
-    problem.impose_locks(&mut centers);
-    for object in 0..problem.len() {
-        if problem.locked[object].is_some() {
-            continue;
-        }
-        let own: Vec<&Edge> = problem
-            .edges
-            .iter()
-            .filter(|edge| {
-                let last = edge.b.map_or(edge.a, |b| b.max(edge.a));
-                last == object
-            })
-            .collect();
-        let [w, h] = problem.sizes[object];
-        let room = [(problem.frame.width - w).max(0.0), (problem.frame.height - h).max(0.0)];
-        for _ in 0..tries.max(1) {
-            let place = [0, 1].map(|axis| room[axis] * (stream.uniform() - 0.5));
-            centers[object] = place;
-            let rects = problem.rects(&centers);
-            if own.iter().all(|e| crate::relations::edge_holds(problem.frame, &rects, e)) {
-                break;
-            }
+/// Min-conflicts repair (Minton et al. 1992), ours: an object that breaks a relation moves to the
+/// place of lowest energy among random ones, if that is lower than where it is; then gradient steps
+/// put the others right. Ends when all relations hold.
+pub fn repair(
+    problem: &Problem,
+    centers: &mut [[f64; 2]],
+    config: &SolveConfig,
+    stream: &mut Stream,
+) {
+    const PLACES: usize = 48;
+    if config.repairs == 0 {
+        return;
+    }
+    let mut incident: Vec<Vec<Edge>> = vec![Vec::new(); problem.len()];
+    for edge in &problem.edges {
+        incident[edge.a].push(*edge);
+        if let Some(b) = edge.b {
+            incident[b].push(*edge);
         }
     }
-    centers
+    let mut energy = Energy::default();
+    for _ in 0..config.repairs * problem.len().div_ceil(CROWD) {
+        let broken = violations(problem, &problem.rects(centers));
+        if broken.is_empty() {
+            return;
+        }
+        let mut objects: Vec<usize> =
+            broken.iter().flat_map(|edge| [Some(edge.a), edge.b]).flatten().collect();
+        objects.sort_unstable();
+        objects.dedup();
+        stream.shuffle(&mut objects);
+        for object in objects {
+            if problem.locked[object].is_some() {
+                continue;
+            }
+            let mut best = centers[object];
+            let mut least = energy.of_edges(problem, centers, &incident[object]);
+            for _ in 0..PLACES {
+                let pose = [2.0 * stream.uniform() - 1.0, 2.0 * stream.uniform() - 1.0];
+                centers[object] = problem.frame.from_pose(pose);
+                let value = energy.of_edges(problem, centers, &incident[object]);
+                if value < least {
+                    (best, least) = (centers[object], value);
+                }
+            }
+            centers[object] = best;
+        }
+        descend(problem, centers, config.refine_steps, config.step_size);
+    }
 }

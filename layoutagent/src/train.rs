@@ -14,7 +14,8 @@ use crate::model::denoiser::{Batch, Denoiser, GraphRows, POSE, network_edges, no
 use crate::model::schedule::Schedule;
 use crate::relations::Relation;
 
-/// The relation networks and their training. Defaults are those of the committed weights.
+/// The relation networks and their training. Defaults are those of the bundled
+/// weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
@@ -42,12 +43,12 @@ pub struct TrainConfig {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            width: 128,
+            width: 64,
             steps: 200,
             worlds: 100_000,
             objects: 4,
             batch: 64,
-            updates: 120_000,
+            updates: 60_000,
             learning_rate: 1e-3,
             thinned: 0.2,
             one_time_per_batch: false,

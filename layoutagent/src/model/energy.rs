@@ -91,6 +91,17 @@ impl Energy {
         }
     }
 
+    /// Energy of some of the relations alone. Gradients are left in an undefined state.
+    pub fn of_edges(&mut self, problem: &Problem, centers: &[[f64; 2]], edges: &[Edge]) -> f64 {
+        self.value = 0.0;
+        self.gradient.resize(centers.len(), [0.0; 2]);
+        self.active.resize(centers.len(), 0);
+        for edge in edges {
+            self.add(problem, centers, edge);
+        }
+        self.value
+    }
+
     /// One step against the gradient. An object that several hinges pull at moves by less, so that
     /// crowded problems don't oscillate.
     pub fn step(&self, centers: &mut [[f64; 2]], size: f64) {

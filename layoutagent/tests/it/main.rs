@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cli;
 mod goldens;
+mod learned;
+mod metrics;
 mod relations;
 mod solvers;

@@ -3,7 +3,7 @@
 use common::rng::Seed;
 use layoutagent::conflict::conflict;
 use layoutagent::data::worlds::{crowd, sparse, world};
-use layoutagent::layout::{Edge, Frame, Problem};
+use layoutagent::layout::{Edge, Frame, Problem, Rect};
 use layoutagent::relations::{Relation, violations};
 
 #[test]
@@ -87,4 +87,70 @@ fn locks_take_part_in_conflicts() {
     let found = conflict(&problem).unwrap();
     assert_eq!((found.edges.len(), found.locked.len()), (1, 2));
     assert!(found.describe(&["cup".into(), "jar".into()]).contains("the lock of jar"));
+}
+
+/// Boxes of `make_relations.py`.
+fn random_boxes(state: &mut u64) -> Vec<Rect> {
+    let mut next = || {
+        *state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 33) as f64 / 2f64.powi(31)
+    };
+    (0..3)
+        .map(|_| Rect {
+            x: 3.4 * next() - 1.7,
+            y: 2.4 * next() - 1.2,
+            w: 0.15 + 1.1 * next(),
+            h: 0.15 + 0.8 * next(),
+        })
+        .collect()
+}
+
+#[test]
+fn ten_thousand_random_layouts_agree_with_a_second_statement_of_the_table() {
+    let path = common::testing::golden(env!("CARGO_MANIFEST_DIR"), "relations.json");
+    let golden: serde_json::Value = common::testing::golden_json(&path);
+    let (mut state, mut fold) = (2024u64, 0xcbf2_9ce4_8422_2325u64);
+    let mut counts = [0u64; Relation::LEARNED];
+    for number in 1..=10_000usize {
+        let rects = random_boxes(&mut state);
+        for (k, relation) in Relation::ALL.into_iter().take(Relation::LEARNED).enumerate() {
+            let pairs: Vec<(usize, usize)> = if relation.is_unary() {
+                (0..3).map(|i| (i, i)).collect()
+            } else {
+                (0..3).flat_map(|i| (0..3).filter(move |&j| j != i).map(move |j| (i, j))).collect()
+            };
+            for (i, j) in pairs {
+                let holds = relation.holds(Frame::CCSP, rects[i], Some(rects[j]));
+                counts[k] += u64::from(holds);
+                fold = (fold ^ (2 * k as u64 + u64::from(holds))).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        if number % 100 == 0 {
+            let expected = &golden["checksums_per_100"][number / 100 - 1];
+            assert_eq!(format!("{fold:016x}"), expected.as_str().unwrap(), "layout {number}");
+        }
+    }
+    assert_eq!(serde_json::json!(counts), golden["counts"]);
+    assert!(counts.iter().all(|&count| count > 100), "{counts:?}");
+}
+
+#[test]
+fn relations_of_ours_hold_where_they_should() {
+    let rect = |x: f64, y: f64, w: f64, h: f64| Rect { x, y, w, h };
+    let holds = |r: Relation, a: Rect, b: Rect| r.holds(Frame::CCSP, a, Some(b));
+    let desk = rect(0.0, -0.5, 1.4, 0.6);
+    for d in [-1e-3, 1e-3] {
+        // threshold ± d: the lower edge 0.05 above the desk; 0.8 of the width supported
+        assert_eq!(holds(Relation::On, rect(0.0, 0.05 + d, 0.4, 0.4), desk), d < 0.0);
+        assert_eq!(holds(Relation::On, rect(0.62 + d, 0.0, 0.4, 0.4), desk), d < 0.0);
+        assert_eq!(holds(Relation::Inside, rect(0.5 + d, -0.5, 0.4, 0.4), desk), d < 0.0);
+        let ground = rect(1.2, -0.65 + 0.05 + d, 0.3, 0.3);
+        assert_eq!(holds(Relation::SameBaseline, ground, desk), d < 0.0);
+        assert_eq!(holds(Relation::Leftward, rect(-1.0, 0.5 + d, 0.1, 0.1), desk), d < 0.0);
+        assert_eq!(holds(Relation::Upward, rect(0.5 + d, 0.0, 0.1, 0.1), desk), d < 0.0);
+        assert_eq!(holds(Relation::Beside, rect(-1.4 - d, -0.5, 0.4, 0.4), desk), d < 0.0);
+        assert_eq!(holds(Relation::InFrontOf, rect(0.0, -0.6 + d, 0.4, 0.4), desk), d < 0.0);
+    }
+    assert!(!holds(Relation::InFrontOf, desk, desk));
 }

@@ -1,0 +1,78 @@
+//! `render`.
+
+use std::path::PathBuf;
+
+use common::cli::CommonArgs;
+use common::{Error, Result, files};
+
+use super::assets_of;
+use crate::plan::Plan;
+use crate::relations::violations;
+use crate::render::cutout::Collection;
+use crate::render::files::{overlay, png};
+use crate::render::{background, compose, identity_error, place};
+
+/// Arguments of `render`.
+#[derive(Debug, clap::Args)]
+pub struct RenderArgs {
+    /// layouts.json of `plan`
+    layouts: PathBuf,
+    /// Which layout, counted from 0 (the best)
+    #[arg(long, default_value_t = 0)]
+    candidate: usize,
+    /// Folder for scene.png, overlay.svg, objects/*.png and objects.json
+    #[arg(long, default_value = "render")]
+    to: PathBuf,
+}
+
+/// `render`: draws one layout.
+pub(super) fn render(render: &RenderArgs, args: &CommonArgs) -> Result<String> {
+    let plan = Plan::read(&render.layouts)?;
+    let (scene, rects) =
+        plan.scene_and_boxes(render.candidate).map_err(|error| error.in_file(&render.layouts))?;
+    let cutouts = Collection::load(&assets_of(args))?.of_scene(&plan.scene)?;
+    let [width, height] = plan.scene.canvas;
+    let placed = place(&scene.problem, &rects, &cutouts, plan.scene.canvas);
+    let picture =
+        compose(background::paint(&plan.scene.prompt_bg, width, height), placed, &plan.scene.light);
+    let error = identity_error(&picture, 2);
+    if error > 0.0 {
+        return Err(Error::Bug(format!("foreground pixels changed by {error} on average")));
+    }
+    let to = &render.to;
+    let objects = to.join("objects");
+    std::fs::create_dir_all(&objects).map_err(Error::io(&objects))?;
+    let config = common::cli::text::json(&plan.scene)?;
+    let seed = plan.seed.to_string();
+    let metadata = [
+        ("Software", "layoutagent"),
+        ("Seed", &seed),
+        ("Solver", &plan.solver),
+        ("Scene", &config),
+    ];
+    files::atomic_write(&to.join("scene.png"), &png(&picture.image, &metadata)?)?;
+    let broken = violations(&scene.problem, &rects);
+    let words = if broken.is_empty() { "verified" } else { "NOT verified" };
+    let title = format!("candidate {}: {words}", render.candidate);
+    let svg = overlay(scene.problem.frame, &rects, &scene.names, plan.scene.canvas, &title);
+    files::atomic_write(&to.join("overlay.svg"), svg.as_bytes())?;
+    let mut layers = Vec::new();
+    for (layer, object) in picture.placed.iter().enumerate() {
+        let name = format!("{layer:03}.png");
+        files::atomic_write(&objects.join(&name), &png(&object.image, &[])?)?;
+        layers.push(serde_json::json!({
+            "id": scene.names[object.object],
+            "file": format!("objects/{name}"),
+            "left": object.at[0],
+            "top": object.at[1],
+            "width": object.image.width(),
+            "height": object.image.height(),
+        }));
+    }
+    let layers = serde_json::json!({"canvas": plan.scene.canvas, "back_to_front": layers});
+    files::atomic_write(&to.join("objects.json"), common::cli::text::json(&layers)?.as_bytes())?;
+    if args.json {
+        return common::cli::text::json(&layers);
+    }
+    Ok(format!("{} ({words})\n", to.join("scene.png").display()))
+}

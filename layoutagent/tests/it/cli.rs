@@ -111,7 +111,7 @@ fn contradictions_end_with_the_conflict() {
     fails(folder.path(), &["plan", text, "--solver", "analytic"], 3, &pieces);
     assert!(started.elapsed().as_secs_f64() < 5.0);
     fails(folder.path(), &["plan", "gobbledygook"], 3, &["no known object"]);
-    fails(folder.path(), &["plan"], 2, &["--scene"]);
+    fails(folder.path(), &["plan"], 2, &["TEXT"]);
     fails(folder.path(), &["plan", "a cup", "--set", "solve.steps_=1"], 2, &["solve.steps"]);
 }
 

@@ -139,7 +139,8 @@ pub fn scores(
                 })
                 .collect();
             let hashed = common::run::hash8(format!("{train:?}{histories:?}").as_bytes());
-            let key = json!({ "baseline": baseline, "data": hashed, "epochs": epochs, "seed": seed });
+            let key =
+                json!({ "baseline": baseline, "data": hashed, "epochs": epochs, "seed": seed });
             let training = TrainOptions { epochs, ..TrainOptions::default() };
             let name = format!("tmf-{}", baseline.name().to_lowercase());
             let (tensors, ()) = kept.get_or_train(&name, &key, |_| {

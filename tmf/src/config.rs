@@ -150,6 +150,10 @@ pub struct BenchOptions {
     pub baseline_epochs: usize,
     /// Steps of the synthetic catalogues' models.
     pub synthetic_steps: usize,
+    /// Rows of their steps.
+    pub synthetic_batch: usize,
+    /// Their peak learning rate.
+    pub synthetic_rate: f64,
     /// Users a synthetic catalogue is tested on.
     pub synthetic_users: usize,
     /// Resamples of the bootstrap.
@@ -170,7 +174,9 @@ impl Default for BenchOptions {
             .map(str::to_owned)
             .to_vec(),
             baseline_epochs: 40,
-            synthetic_steps: 500,
+            synthetic_steps: 1500,
+            synthetic_batch: 32,
+            synthetic_rate: 3e-3,
             synthetic_users: 400,
             resamples: 2000,
         }
@@ -195,7 +201,7 @@ impl Config {
     /// Seconds.
     pub fn smoke() -> Self {
         let mut config = Self::default();
-        config.lm = LmOptions { hidden: 32, inner: 64, layers: 2, heads: 2 };
+        config.lm = LmOptions { hidden: 32, inner: 64, ..LmOptions::default() };
         config.fusion.width = 16;
         config.prompt.history = 10;
         config.graph.steps = 5;
@@ -210,6 +216,7 @@ impl Config {
             synthetic_steps: 10,
             synthetic_users: 40,
             resamples: 200,
+            ..BenchOptions::default()
         };
         config
     }
@@ -218,7 +225,8 @@ impl Config {
     /// and longer than `cpu`. The paper's Llama2-7B with LoRA is not run here.
     pub fn paper() -> Self {
         let mut config = Self::default();
-        config.lm = LmOptions { hidden: 256, inner: 768, layers: 6, heads: 8 };
+        config.lm =
+            LmOptions { hidden: 256, inner: 768, layers: 6, heads: 8, ..LmOptions::default() };
         config.fusion.width = 256;
         config.fusion.heads = 4;
         config.prompt.history = 50;
@@ -278,6 +286,10 @@ impl Config {
                 "train.learn_history = true with fusion.causal = false would show the model what it \
                  is to predict; change one of them",
             ));
+        }
+        if !(self.lm.initial.is_finite() && self.lm.initial > 0.0) {
+            let found = self.lm.initial;
+            return Err(Error::usage(format!("lm.initial = {found}; use a positive number")));
         }
         for (key, stage) in [("warm_up", &self.train.warm_up), ("fusion", &self.train.fusion)] {
             if !(stage.learning_rate.is_finite() && stage.learning_rate > 0.0) {

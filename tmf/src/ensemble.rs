@@ -47,13 +47,12 @@ impl Ensemble {
         let alone = |member: usize| {
             let mut weights = vec![0.0; members.len()];
             weights[member] = 1.0;
-            let hits: f64 =
-                all.iter().map(|&at| hit(&features[at], &weights, positives[at])).sum();
+            let hits: f64 = all.iter().map(|&at| hit(&features[at], &weights, positives[at])).sum();
             hits
         };
-        let best = (0..members.len()).map(|m| (m, alone(m))).fold((0, f64::MIN), |best, now| {
-            if now.1 > best.1 { now } else { best }
-        });
+        let best = (0..members.len())
+            .map(|m| (m, alone(m)))
+            .fold((0, f64::MIN), |best, now| if now.1 > best.1 { now } else { best });
         let mut weights = logit(&features, positives, &all, members.len());
         let single = (best.1 > hits).then_some(best.0);
         if let Some(single) = single {
@@ -96,8 +95,7 @@ fn features(members: &[&Scores], at: usize) -> Vec<Vec<f64>> {
     for member in members {
         let scores = &member[at];
         let mean = scores.iter().sum::<f64>() / scores.len() as f64;
-        let variance =
-            scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / scores.len() as f64;
+        let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / scores.len() as f64;
         let deviation = variance.sqrt().max(1e-12);
         for (row, score) in rows.iter_mut().zip(scores) {
             row.push((score - mean) / deviation);

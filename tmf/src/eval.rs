@@ -133,7 +133,8 @@ impl Scorer<'_> {
             let ids = Tensor::new(&[[token]], &Device::Cpu)?;
             let pass = Pass { cache: Some(&mut cache), ..Pass::default() };
             let logits = self.model.lm.last_logits(&ids, pass)?.flatten_all()?.to_vec1::<f32>()?;
-            let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+            let best =
+                logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
             token = best.map_or(0, |(id, _)| id as u32);
             if token == self.prompter.vocabulary.end {
                 break;
@@ -158,7 +159,9 @@ impl Scorer<'_> {
             behaviours: steps.iter().map(|step| step.behaviour).collect(),
             real: vec![true; steps.len()],
         };
-        Ok(fusion.modality_attention(self.modalities, &events)?.and_then(|all| all.first().copied()))
+        Ok(fusion
+            .modality_attention(self.modalities, &events)?
+            .and_then(|all| all.first().copied()))
     }
 }
 

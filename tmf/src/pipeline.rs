@@ -197,7 +197,8 @@ pub fn graph(
     seed: Seed,
     kept: &Trained,
 ) -> Result<GraphEmbeddings> {
-    let hashed = common::run::hash8(format!("{train:?}{:?}{:?}", data.links, data.target).as_bytes());
+    let hashed =
+        common::run::hash8(format!("{train:?}{:?}{:?}", data.links, data.target).as_bytes());
     let key = json!({ "code": CODE, "data": hashed, "options": config.graph, "seed": seed });
     let tensor = |array: &Array2<f32>| {
         Tensor::from_vec(array.iter().copied().collect::<Vec<_>>(), array.dim(), &Device::Cpu)
@@ -229,4 +230,3 @@ pub fn text(data: &Dataset, encoder: &common::encode::TextEncoder) -> Result<Enc
     let present = texts.iter().map(|text| !text.trim().is_empty()).collect();
     Ok((encoder.encode(&texts)?, present))
 }
-

@@ -95,11 +95,7 @@ impl Vocabulary {
     ///
     /// # Errors
     /// [`Error::Asset`] when a special token is absent.
-    pub fn from_json(
-        json: String,
-        behaviours: &[impl AsRef<str>],
-        name: &Path,
-    ) -> Result<Self> {
+    pub fn from_json(json: String, behaviours: &[impl AsRef<str>], name: &Path) -> Result<Self> {
         let tokenizer = Tokenizer::from_json(json.as_bytes(), name)?;
         let id = |token: &str| {
             tokenizer.id_of(token).ok_or_else(|| {
@@ -271,7 +267,10 @@ mod tests {
     #[test]
     fn merges_are_learnt_and_text_comes_back() {
         let vocabulary = vocabulary();
-        assert_eq!(pieces(" Star Trek: II (1982)x"), [" Star", " Trek", ":", " II", " (1982)", "x"]);
+        assert_eq!(
+            pieces(" Star Trek: II (1982)x"),
+            [" Star", " Trek", ":", " II", " (1982)", "x"]
+        );
         assert_eq!(vocabulary.text(" Star Wars (1977)").unwrap().len(), 3);
         for text in [" Star Wars (1977)", " Ünïcode ☃ (2001)"] {
             assert_eq!(vocabulary.decode(&vocabulary.text(text).unwrap()).unwrap(), text);

@@ -61,8 +61,7 @@ impl Table<'_> {
         note: Option<String>,
         started: Instant,
     ) {
-        let all =
-            [("hr@1", 1, false), ("hr@3", 3, false), ("hr@5", 5, false), ("ndcg@5", 5, true)];
+        let all = [("hr@1", 1, false), ("hr@3", 3, false), ("hr@5", 5, false), ("ndcg@5", 5, true)];
         for (metric, k, gain) in all {
             if metric != "hr@1" && matches!(role, Role::Ablation | Role::Control) {
                 continue;
@@ -256,8 +255,7 @@ fn models_over_ids(
         let started = Instant::now();
         let both = [&questions[0][..], &questions[1][..]];
         let epochs = config.bench.baseline_epochs;
-        let [valid, test] =
-            baselines::scores(baseline, data, both, epochs, seed, &context.kept)?;
+        let [valid, test] = baselines::scores(baseline, data, both, epochs, seed, &context.kept)?;
         let pick = |full: &FullScores, queries: &[Query]| -> Scores {
             let score = |(row, query): (&Vec<f32>, &Query)| {
                 query.items.iter().map(|&item| f64::from(row[item as usize])).collect()
@@ -376,8 +374,12 @@ fn ensembles(
         over_seeds(&table.credits(scored, |ranks| eval::hits(ranks, 1)))
     };
     let control = hits(table, &joint[3].1);
-    let compared = [("TMF, candidates not listed", open), (joint[0].0, &joint[0].1),
-        (joint[1].0, &joint[1].1), (joint[2].0, &joint[2].1)];
+    let compared = [
+        ("TMF, candidates not listed", open),
+        (joint[0].0, &joint[0].1),
+        (joint[1].0, &joint[1].1),
+        (joint[2].0, &joint[2].1),
+    ];
     let mut differences = Vec::new();
     for (name, scored) in compared {
         let ours = hits(table, scored);

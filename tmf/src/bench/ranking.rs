@@ -14,12 +14,7 @@ use crate::encoders::graph::GraphEmbeddings;
 use crate::eval::{self, Query, Scorer};
 
 /// The questions whose answer has at most five training events.
-pub(super) fn cold_slice(
-    table: &mut Table<'_>,
-    data: &Dataset,
-    open: &Scored,
-    light_gcn: &Scored,
-) {
+pub(super) fn cold_slice(table: &mut Table<'_>, data: &Dataset, open: &Scored, light_gcn: &Scored) {
     let started = Instant::now();
     let rare = eval::rare_items(&data.before(Part::Valid), data.items.len(), 5);
     let answers = table.asked.test[0].iter().enumerate();
@@ -103,8 +98,7 @@ pub(super) fn full(
     let name = format!("LightGCN retrieves {}, TMF re-ranks", config.rank.retrieved);
     ranked.push((name, Role::Ours, eval::ranks(&queries, &scores)));
     for (method, role, ranks) in ranked {
-        let metrics =
-            [("hr@10", eval::hits(&ranks, 10)), ("ndcg@10", eval::ndcg(&ranks, 10))];
+        let metrics = [("hr@10", eval::hits(&ranks, 10)), ("ndcg@10", eval::ndcg(&ranks, 10))];
         for (metric, credits) in metrics {
             let line = Line {
                 dataset: "ml-100k, full ranking",

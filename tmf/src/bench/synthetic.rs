@@ -30,7 +30,7 @@ pub fn sized(config: &Config) -> Config {
     c.lm.layers = 2;
     c.lm.heads = 2;
     c.fusion.width = c.fusion.width.min(32);
-    c.vocabulary.merges = 250;
+    c.vocabulary.merges = 600;
     c.prompt.history = 5;
     c.prompt.title_tokens = 4;
     c.rank.candidates = CANDIDATES;
@@ -38,8 +38,8 @@ pub fn sized(config: &Config) -> Config {
     c.train.curriculum = Curriculum::None;
     let stage = StageOptions {
         steps: config.bench.synthetic_steps,
-        batch: 32,
-        learning_rate: 3e-3,
+        batch: config.bench.synthetic_batch,
+        learning_rate: config.bench.synthetic_rate,
         listed: 1.0,
     };
     c.train.warm_up = StageOptions { steps: stage.steps / 2, ..stage.clone() };
@@ -109,8 +109,7 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
             };
             report.rows.push(row(&line, &[hits], config.bench.resamples, started));
         };
-        let fitted =
-            pipeline::fit(&prepared, &small, base, base, &context.kept, &context.workers)?;
+        let fitted = pipeline::fit(&prepared, &small, base, base, &context.kept, &context.workers)?;
         let modalities = prepared.switched(&small);
         let hits = |modalities: &Modalities, used: Used| {
             let scorer =

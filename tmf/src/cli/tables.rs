@@ -105,7 +105,9 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, config: &Config) -> Result<S
     };
     let names = ["EfficientNet-Lite0", "MiniLM of the text column", "LightGCN per behaviour"];
     let encoded = [image, text, graph];
-    let encoders = [0, 1, 2].map(|at| encoded[at].is_some().then(|| names[at].to_owned()));
+    let there =
+        |at: usize| encoded[at].as_ref().is_some_and(|(_, present)| present.contains(&true));
+    let encoders = [0, 1, 2].map(|at| there(at).then(|| names[at].to_owned()));
     let pool: Vec<u32> = (0..data.items.len() as u32).collect();
     let prepared = Prepared::new(data, train, pool, encoded, config)?;
     let fitted = pipeline::fit(&prepared, config, seed, seed, &kept, &workers)?;
@@ -123,14 +125,16 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, config: &Config) -> Result<S
         vec!["items".to_owned(), data.items.len().to_string()],
         vec!["users".to_owned(), data.users.len().to_string()],
         vec!["behaviours".to_owned(), data.behaviours.join(", ")],
-        vec!["loss".to_owned(), match fitted.fusion.last().or(fitted.warm_up.last()) {
-            Some(record) => format!("{:.3}", record.loss),
-            None => "not trained".to_owned(),
-        }],
+        vec![
+            "loss".to_owned(),
+            match fitted.fusion.last().or(fitted.warm_up.last()) {
+                Some(record) => format!("{:.3}", record.loss),
+                None => "not trained".to_owned(),
+            },
+        ],
         vec!["model".to_owned(), fit.model.display().to_string()],
     ];
-    let stored =
-        Stored { card, model: fitted.model, prompter: prepared.prompter, modalities };
+    let stored = Stored { card, model: fitted.model, prompter: prepared.prompter, modalities };
     stored.save(&fit.model)?;
     if args.json {
         return text::json(&json!({ "model": fit.model, "encoders": stored.card.encoders }));
@@ -229,7 +233,9 @@ pub(super) fn predict(predict: &PredictArgs, args: &CommonArgs) -> Result<String
             .collect();
         let attention = attention.map(|shares| {
             let pairs = MODALITIES.iter().zip(shares);
-            pairs.map(|(name, share)| ((*name).to_owned(), json!(share))).collect::<serde_json::Map<_, _>>()
+            pairs
+                .map(|(name, share)| ((*name).to_owned(), json!(share)))
+                .collect::<serde_json::Map<_, _>>()
         });
         Ok(json!({ "user": data.users[user], "items": listed, "attention": attention }).to_string())
     })?;
@@ -254,8 +260,7 @@ pub(super) fn eval(eval: &EvalArgs, args: &CommonArgs) -> Result<String> {
     let pool: Vec<u32> = (0..data.items.len() as u32).collect();
     let config = &stored.card.config;
     let seed = Seed::new(args.seed);
-    let lists =
-        candidates::draw(&data, &questions, &pool, config.rank.candidates, seed, "test")?;
+    let lists = candidates::draw(&data, &questions, &pool, config.rank.candidates, seed, "test")?;
     let queries: Vec<Query> = questions
         .iter()
         .zip(lists)
@@ -278,8 +283,10 @@ pub(super) fn eval(eval: &EvalArgs, args: &CommonArgs) -> Result<String> {
         lines.push((format!("hr@{k}"), metrics::hit_rate_at(&ranks, k), low, high));
     }
     if args.json {
-        let values: serde_json::Map<_, _> =
-            lines.iter().map(|(name, mean, low, high)| (name.clone(), json!([mean, low, high]))).collect();
+        let values: serde_json::Map<_, _> = lines
+            .iter()
+            .map(|(name, mean, low, high)| (name.clone(), json!([mean, low, high])))
+            .collect();
         return text::json(&json!({ "users": queries.len(), "metrics": values }));
     }
     let rows: Vec<Vec<String>> = lines

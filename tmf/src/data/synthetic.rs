@@ -4,8 +4,8 @@
 //! Each item has a picture (a coloured shape), a description (with a material) and links to graph
 //! nodes (a workshop). Each of the three attributes has [`VALUES`] values. A user buys an item that
 //! shares one attribute, the signal, with what they touched before; the other two attributes are
-//! drawn at random. Test users see items of which training knows nothing, so titles (random
-//! syllables) and co-occurrence can't help.
+//! drawn at random. Test users see items of which training knows nothing, and titles are made-up words
+//! that many items share, so titles and co-occurrence can't help.
 
 use common::rng::{Seed, Stream};
 
@@ -18,6 +18,8 @@ pub const BEHAVIOURS: [&str; 3] = ["view", "cart", "buy"];
 /// Candidates of a test question: one with the right value, all others with another.
 pub const CANDIDATES: usize = 8;
 
+/// Different titles.
+const TITLES: usize = 160;
 const COLOURS: [[u8; 3]; VALUES] = [
     [214, 40, 40],
     [245, 145, 30],
@@ -142,7 +144,8 @@ impl Default for Sizes {
     }
 }
 
-/// Generates a catalogue. The same signal, sizes and seed give the same catalogue.
+/// Generates a catalogue. The same signal, sizes and seed give the same catalogue. Warm and cold
+/// items should number at least eight per value of an attribute.
 pub fn generate(signal: Signal, sizes: Sizes, seed: Seed) -> Catalogue {
     let mut stream = seed.stream(&format!("catalogue/{}", signal.name()));
     let count = sizes.warm + sizes.cold;
@@ -160,9 +163,8 @@ pub fn generate(signal: Signal, sizes: Sizes, seed: Seed) -> Catalogue {
     let mut items = Vec::with_capacity(count);
     let mut links = Vec::new();
     for (at, attribute) in attributes.iter().enumerate() {
-        let colour = COLOURS[attribute[0]].map(|v| {
-            (f64::from(v) + 12.0 * stream.normal()).clamp(0.0, 255.0) as u8
-        });
+        let colour = COLOURS[attribute[0]]
+            .map(|v| (f64::from(v) + 12.0 * stream.normal()).clamp(0.0, 255.0) as u8);
         drawings.push(Drawing {
             shape: stream.below(3),
             colour,
@@ -218,8 +220,12 @@ pub fn generate(signal: Signal, sizes: Sizes, seed: Seed) -> Catalogue {
                 Some(value) if items.len() < 3 => value,
                 _ => stream.below(VALUES),
             };
+            if value == wanted || cold[value].len() <= history.len() {
+                continue;
+            }
             let item = pick(&cold[value], &history, &mut stream);
-            if value != wanted && !items.contains(&item) {
+            let title = |item: u32| &titles[item as usize];
+            if items.iter().all(|&other| title(other) != title(item)) {
                 items.push(item);
             }
         }
@@ -277,16 +283,18 @@ fn pick(group: &[u32], history: &[Step], stream: &mut Stream) -> u32 {
     }
 }
 
-/// Different titles of two syllables.
+/// A title per item, drawn from [`TITLES`] made-up words: several items share one, so a title tells
+/// nothing about its item.
 fn titles(count: usize, stream: &mut Stream) -> Vec<String> {
-    let syllables: Vec<String> = "bdfgklmnprstvz"
+    let syllables: Vec<String> = "bdgklmrt"
         .chars()
         .flat_map(|consonant| "aeiou".chars().map(move |vowel| format!("{consonant}{vowel}")))
         .collect();
     let all = syllables.len();
-    stream
-        .sample(all * all, count)
+    let words: Vec<String> = stream
+        .sample(all * all, TITLES)
         .into_iter()
-        .map(|at| format!("{} {}", syllables[at / all], syllables[at % all]))
-        .collect()
+        .map(|at| format!("{}{}", syllables[at / all], syllables[at % all]))
+        .collect();
+    (0..count).map(|_| words[stream.below(TITLES)].clone()).collect()
 }

@@ -89,8 +89,7 @@ pub fn events(path: &Path, items: Vec<Item>, columns: &Columns<'_>) -> Result<Da
             ))
         })? as u32),
     };
-    let item_of: HashMap<&str, u32> =
-        items.iter().map(|item| item.id.as_str()).zip(0..).collect();
+    let item_of: HashMap<&str, u32> = items.iter().map(|item| item.id.as_str()).zip(0..).collect();
     let mut user_of: HashMap<&str, usize> = HashMap::new();
     let mut names = Vec::new();
     let mut rows: Vec<Vec<(i64, Step)>> = Vec::new();

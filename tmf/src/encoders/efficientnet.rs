@@ -92,7 +92,14 @@ impl Weights {
         let bias = (part("bias")? - (part("running_mean")? * &gain)?)?;
         let weight = weight.broadcast_mul(&gain.reshape((outputs, 1, 1, 1))?)?;
         let depthwise = inputs == 1;
-        Ok(Conv { weight, bias: bias.reshape((1, outputs, 1, 1))?, kernel, stride, depthwise, active })
+        Ok(Conv {
+            weight,
+            bias: bias.reshape((1, outputs, 1, 1))?,
+            kernel,
+            stride,
+            depthwise,
+            active,
+        })
     }
 }
 

@@ -33,14 +33,7 @@ pub struct LightGcnOptions {
 
 impl Default for LightGcnOptions {
     fn default() -> Self {
-        Self {
-            width: 64,
-            steps: 300,
-            batch: 4096,
-            learning_rate: 1e-2,
-            penalty: 1e-3,
-            links: true,
-        }
+        Self { width: 64, steps: 300, batch: 4096, learning_rate: 1e-2, penalty: 1e-3, links: true }
     }
 }
 
@@ -227,8 +220,7 @@ pub fn light_gcn(
         total.scaled_add(decay, &table);
         let along: Vec<f32> = parts.iter().map(|part| (part * &gradient).sum()).collect();
         let mean: f32 = along.iter().zip(&weights).map(|(a, w)| a * w).sum();
-        let slope: Vec<f32> =
-            along.iter().zip(&weights).map(|(a, w)| w * (a - mean)).collect();
+        let slope: Vec<f32> = along.iter().zip(&weights).map(|(a, w)| w * (a - mean)).collect();
         let rate = options.learning_rate as f32;
         adam.step(&mut table, &total, rate, step);
         let mut row = Array2::from_shape_fn((1, logits.len()), |(_, at)| logits[at]);

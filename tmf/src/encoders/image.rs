@@ -53,7 +53,9 @@ impl Picture {
         limits.max_image_height = Some(MAX_SIDE);
         limits.max_alloc = Some(512 << 20);
         reader.limits(limits);
-        let decoded = reader.decode().map_err(|error| bad(format!("a picture that can't be read ({error})")))?;
+        let decoded = reader
+            .decode()
+            .map_err(|error| bad(format!("a picture that can't be read ({error})")))?;
         let rgba = decoded.to_rgba8();
         let (width, height) = (rgba.width() as usize, rgba.height() as usize);
         let rgb = rgba
@@ -90,12 +92,9 @@ impl Picture {
         if (width, height) == (self.width, self.height) {
             return self.clone();
         }
-        let buffer = image::RgbImage::from_raw(
-            self.width as u32,
-            self.height as u32,
-            self.rgb.clone(),
-        )
-        .unwrap_or_default();
+        let buffer =
+            image::RgbImage::from_raw(self.width as u32, self.height as u32, self.rgb.clone())
+                .unwrap_or_default();
         let filter = image::imageops::FilterType::Triangle;
         let small = image::imageops::resize(&buffer, width as u32, height as u32, filter);
         Self { width, height, rgb: small.into_raw() }

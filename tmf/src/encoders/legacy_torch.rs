@@ -44,6 +44,33 @@ struct View {
     storage: Rc<str>,
     offset: usize,
     shape: Vec<usize>,
+    stride: Vec<usize>,
+}
+
+impl View {
+    /// Positions of the tensor's elements in its storage of `stored` elements, row by row; `None`
+    /// where it reaches beyond or has more elements than the storage.
+    fn places(&self, stored: usize) -> Option<Vec<usize>> {
+        let count = self.shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side))?;
+        if count > stored {
+            return None;
+        }
+        let mut last = self.offset;
+        for (&side, &stride) in self.shape.iter().zip(&self.stride) {
+            last = last.checked_add(side.checked_sub(1)?.checked_mul(stride)?)?;
+        }
+        if last >= stored {
+            return None;
+        }
+        let mut places = vec![self.offset];
+        for (&side, &stride) in self.shape.iter().zip(&self.stride) {
+            places = places
+                .iter()
+                .flat_map(|&first| (0..side).map(move |at| first + at * stride))
+                .collect();
+        }
+        Some(places)
+    }
 }
 
 /// The float tensors of the file by name; integer tensors such as step counters are left out.
@@ -107,22 +134,17 @@ pub fn parse(bytes: &[u8]) -> std::result::Result<BTreeMap<String, Tensor>, Stri
     let mut tensors = BTreeMap::new();
     for (name, value) in state.iter() {
         let (Value::Text(name), Value::Tensor(view)) = (name, value) else { continue };
-        let storage = wanted
-            .get(&view.storage)
-            .ok_or_else(|| format!("tensor {name} lies in storage {}, which is absent", view.storage))?;
-        let count = view
-            .shape
-            .iter()
-            .try_fold(1usize, |product, &side| product.checked_mul(side))
-            .ok_or_else(|| format!("tensor {name} has the shape {:?}", view.shape))?;
-        let end = view.offset.checked_add(count).and_then(|end| end.checked_mul(4));
-        let part = end.and_then(|end| storage.get(view.offset * 4..end)).ok_or_else(|| {
+        let storage = wanted.get(&view.storage).ok_or_else(|| {
+            format!("tensor {name} lies in storage {}, which is absent", view.storage)
+        })?;
+        let places = view.places(storage.len() / 4).ok_or_else(|| {
             format!("tensor {name} of shape {:?} reaches beyond its storage", view.shape)
         })?;
-        let values: Vec<f32> = part
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
+        let value = |at: usize| {
+            let b = &storage[4 * at..];
+            f32::from_le_bytes([b[0], b[1], b[2], b[3]])
+        };
+        let values: Vec<f32> = places.into_iter().map(value).collect();
         let tensor = Tensor::from_vec(values, &view.shape[..], &Device::Cpu)
             .map_err(|error| format!("tensor {name}: {error}"))?;
         tensors.insert(name.to_string(), tensor);
@@ -240,7 +262,9 @@ impl<'a> Reader<'a> {
                     stack.pop().ok_or_else(missing)?;
                     continue;
                 }
-                other => return Err(format!("instruction {other:#04x} has no place in a state dict")),
+                other => {
+                    return Err(format!("instruction {other:#04x} has no place in a state dict"));
+                }
             };
             stack.push(value);
         }
@@ -253,7 +277,9 @@ fn shallow(values: Vec<Value>) -> std::result::Result<Vec<Value>, String> {
         let deepest = |values: &[Value]| values.iter().map(depth).max().unwrap_or(0);
         1 + match value {
             Value::Tuple(values) | Value::List(values) => deepest(values),
-            Value::Dict(pairs) => pairs.iter().map(|(k, v)| depth(k).max(depth(v))).max().unwrap_or(0),
+            Value::Dict(pairs) => {
+                pairs.iter().map(|(k, v)| depth(k).max(depth(v))).max().unwrap_or(0)
+            }
             _ => 0,
         }
     }
@@ -304,7 +330,10 @@ fn call(function: &Value, arguments: &Value) -> std::result::Result<Value, Strin
     };
     match (&**name, &arguments[..]) {
         ("collections.OrderedDict", []) => Ok(Value::Dict(Rc::default())),
-        ("torch._utils._rebuild_tensor_v2", [storage, Value::Int(offset), Value::Tuple(shape), Value::Tuple(stride), ..]) => {
+        (
+            "torch._utils._rebuild_tensor_v2",
+            [storage, Value::Int(offset), Value::Tuple(shape), Value::Tuple(stride), ..],
+        ) => {
             let Value::Storage(key) = storage else { return Ok(Value::Nothing) };
             let sizes = |values: &[Value]| {
                 values
@@ -317,15 +346,11 @@ fn call(function: &Value, arguments: &Value) -> std::result::Result<Value, Strin
                     .ok_or("a tensor's shape or stride is no tuple of sizes")
             };
             let (shape, stride) = (sizes(shape)?, sizes(stride)?);
-            let mut step = 1usize;
-            for (&side, &stride) in shape.iter().zip(&stride).rev() {
-                if side > 1 && stride != step {
-                    return Err("a tensor is not contiguous".into());
-                }
-                step = step.saturating_mul(side);
+            if shape.len() != stride.len() {
+                return Err("a tensor's stride does not fit its shape".into());
             }
             let offset = usize::try_from(*offset).map_err(|_| "a tensor's offset is negative")?;
-            Ok(Value::Tensor(Rc::new(View { storage: key.clone(), offset, shape })))
+            Ok(Value::Tensor(Rc::new(View { storage: key.clone(), offset, shape, stride })))
         }
         (other, _) => Err(format!("it calls {other}, which a state dict has no need of")),
     }

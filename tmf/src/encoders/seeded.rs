@@ -39,11 +39,7 @@ pub fn texts(texts: &[impl AsRef<str>], width: usize, seed: Seed) -> (Array2<f32
 
 /// Random features of 4 × 4 patches of the picture at 24 × 24, rectified and averaged over the
 /// patches; `[pictures, width]`.
-pub fn images(
-    pictures: &[Option<Picture>],
-    width: usize,
-    seed: Seed,
-) -> (Array2<f32>, Vec<bool>) {
+pub fn images(pictures: &[Option<Picture>], width: usize, seed: Seed) -> (Array2<f32>, Vec<bool>) {
     let inputs = PATCH * PATCH * 3;
     let mut stream = seed.stream("image encoder");
     let scale = 1.0 / (inputs as f64).sqrt();

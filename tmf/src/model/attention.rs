@@ -21,8 +21,7 @@ impl MultiHead {
     /// # Errors
     /// As [`Linear::new`].
     pub fn new(builder: &mut Builder, width: usize, heads: usize) -> Result<Self> {
-        let mut linear =
-            |name: &str| builder.within(name, |b| Linear::new(b, width, width, true));
+        let mut linear = |name: &str| builder.within(name, |b| Linear::new(b, width, width, true));
         Ok(Self {
             query: linear("q_proj")?,
             key: linear("k_proj")?,

@@ -324,7 +324,8 @@ impl Fusion {
             let mixed = attention.forward(q, kv, &seen(which)?, causal)?;
             norm.forward(&(q + mixed)?)
         };
-        let both = (side(&sides[0], &text, &image, IMAGE)? + side(&sides[1], &image, &text, TEXT)?)?;
+        let both =
+            (side(&sides[0], &text, &image, IMAGE)? + side(&sides[1], &image, &text, TEXT)?)?;
         Ok((both * 0.5)?.reshape((events.batch * events.length, self.options.width))?)
     }
 
@@ -343,8 +344,7 @@ impl Fusion {
         if let Some(behaviour) = &self.behaviour {
             base = Some(behaviour.forward(&Tensor::new(&events.behaviours[..], &Device::Cpu)?)?);
         }
-        let places: Vec<u32> =
-            (0..events.batch).flat_map(|_| 0..events.length as u32).collect();
+        let places: Vec<u32> = (0..events.batch).flat_map(|_| 0..events.length as u32).collect();
         let places = amsa.positions.forward(&Tensor::new(&places[..], &Device::Cpu)?)?;
         let base = match base {
             Some(behaviour) => (behaviour + places)?,
@@ -417,12 +417,7 @@ impl Fusion {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn candidates(
-        &self,
-        modalities: &Modalities,
-        items: &[u32],
-        used: Used,
-    ) -> Result<Tensor> {
+    pub fn candidates(&self, modalities: &Modalities, items: &[u32], used: Used) -> Result<Tensor> {
         let adapted = self.adapt(modalities, items, used)?;
         let crossed = self.cross_item(&adapted)?;
         let mean = adapted.mean(self.options.width)?;

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::fused::{fusable, fused};
 use super::kernel::{Matrix, Threads, add, filled, gemm, simd};
-use super::math::sum_of;
+use super::math::sum;
 
 /// Sizes of a convolution between an image of `height × width` and patches of `out_height ×
 /// out_width`; shared by both directions.
@@ -222,7 +222,7 @@ fn weight_gradient(g: &Geometry, image: &[f32], gradient: &[f32], sums: &mut [f3
 
 simd! {
     fn line_sum(line: &[f32]) -> f32 {
-        sum_of(line.len(), |i| line[i])
+        sum(line)
     }
 }
 

@@ -166,6 +166,33 @@ pub(crate) fn map_rows(
     filled(rows * out_width, |out| for_rows(rows, width, out, out_width, work))
 }
 
+/// [`map_rows`] with a second output of `extra_width` values a row, above 0.
+pub(crate) fn map_rows_with(
+    rows: usize,
+    width: usize,
+    out_width: usize,
+    extra_width: usize,
+    work: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync,
+) -> (Vec<f32>, Vec<f32>) {
+    let step = block_rows(rows, width);
+    let mut extra = vec![0f32; rows * extra_width];
+    let out = filled(rows * out_width, |out| {
+        if rows <= step || rayon::current_num_threads() == 1 {
+            return work(0..rows, out, &mut extra);
+        }
+        let range = |block: usize| block * step..((block + 1) * step).min(rows);
+        let extras = extra.par_chunks_mut(step * extra_width).enumerate();
+        if out_width == 0 {
+            extras.for_each(|(block, extra)| work(range(block), &mut [], extra));
+        } else {
+            extras
+                .zip(out.par_chunks_mut(step * out_width))
+                .for_each(|((block, extra), out)| work(range(block), out, extra));
+        }
+    });
+    (out, extra)
+}
+
 /// Like [`map_rows`], and adds up `sums` values over all rows: `work` adds to its block's own sums,
 /// the blocks are added in order.
 pub(crate) fn map_rows_sum(

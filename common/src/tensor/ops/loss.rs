@@ -1,14 +1,16 @@
 //! Losses on logits: cross-entropy (also fused with the output layer), binary cross-entropy, KL.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{D, DType, Result, Shape, Tensor, bail};
 
 use super::fused::{fusable, fused};
-use super::kernel::{Matrix, Threads, add, filled, gemm, map_rows, map_rows_sum, simd};
+use super::kernel::{
+    Matrix, Threads, add, filled, for_rows, gemm, map_rows, map_rows_sum, map_rows_with, simd,
+};
 use super::linear::linear_compose;
-use super::math::{exp, max, sigmoid, sum_of};
+use super::math::{exp, max, sigmoid, sum, sum_exp, sum_of};
 
 /// How the losses of the rows (or elements) become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,35 +53,48 @@ pub fn cross_entropy(
     }
     let smoothing = options.label_smoothing as f32;
     let reduction = options.reduction;
-    let kept: Arc<OnceLock<Vec<f32>>> = Arc::default();
+    // e^(x - max) of every element, and its sum, kept where a gradient is wanted: the backward pass
+    // only scales it, in place
+    let kept: Arc<Mutex<Option<(Vec<f32>, Vec<f32>)>>> = Arc::default();
     let keep = kept.clone();
+    let tracked = x.track_op();
     let for_backward = targets.clone();
+    let rows_of = move |x: &[f32], targets: &[u32], stored: bool| {
+        let stored = if stored { classes } else { 0 };
+        map_rows_with(rows, classes * 3, stored, 2, |range: Range<usize>, out, pairs| {
+            cross_entropy_rows(x, targets, smoothing, range, classes, out, pairs);
+        })
+    };
     fused(
         "cross_entropy",
         [x],
         reduced_shape(reduction, rows),
         move |[x]| {
-            // log Σ e^x and the loss of each row
-            let pairs = map_rows(rows, classes * 3, 2, |range: Range<usize>, out| {
-                for (row, out) in range.zip(out.chunks_exact_mut(2)) {
-                    let x = &x[row * classes..][..classes];
-                    (out[0], out[1]) = row_loss(x, targets[row], smoothing);
-                }
-            });
+            let (powers, pairs) = rows_of(x, &targets, tracked);
             let losses = pairs.iter().skip(1).step_by(2).copied();
             let result = reduce(losses, reduction, &targets);
-            let _ = keep.set(pairs);
+            if tracked {
+                *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some((powers, pairs));
+            }
             result
         },
         move |[x], _, g, _| {
-            let pairs = kept.get().map_or(&[] as &[f32], Vec::as_slice);
+            let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // a second backward pass through the same node finds nothing kept
+            let (mut powers, pairs) = kept.unwrap_or_else(|| rows_of(x, &for_backward, true));
             let scales = row_scales(g, reduction, &for_backward);
-            [Some(map_rows(rows, classes * 3, classes, |range: Range<usize>, out| {
+            for_rows(rows, classes * 2, &mut powers, classes, |range: Range<usize>, out| {
                 for (row, out) in range.zip(out.chunks_exact_mut(classes)) {
-                    let x = &x[row * classes..][..classes];
-                    row_gradient(x, pairs[2 * row], for_backward[row], smoothing, scales[row], out);
+                    powers_to_gradient(
+                        out,
+                        pairs[2 * row],
+                        for_backward[row],
+                        smoothing,
+                        scales[row],
+                    );
                 }
-            }))]
+            });
+            [Some(powers)]
         },
     )
 }
@@ -139,38 +154,53 @@ fn row_scales(g: &[f32], reduction: Reduction, targets: &[u32]) -> Vec<f32> {
 }
 
 simd! {
-    /// `log Σ e^x` of a row and its loss.
-    fn row_loss(x: &[f32], target: u32, smoothing: f32) -> (f32, f32) {
-        let top = max(x);
-        let log_sum = top + sum_of(x.len(), |i| exp(x[i] - top)).ln();
-        if target == IGNORED {
-            return (log_sum, 0.0);
+    /// `Σ e^(x - max)` and the loss of each row of `range`, in pairs; the powers go to `out` unless
+    /// that is empty.
+    fn cross_entropy_rows(
+        x: &[f32],
+        targets: &[u32],
+        smoothing: f32,
+        range: Range<usize>,
+        classes: usize,
+        out: &mut [f32],
+        pairs: &mut [f32],
+    ) {
+        let first = range.start;
+        for (row, pair) in range.zip(pairs.chunks_exact_mut(2)) {
+            let x = &x[row * classes..][..classes];
+            let top = max(x);
+            let total = if out.is_empty() {
+                sum_exp(x, top)
+            } else {
+                let out = &mut out[(row - first) * classes..][..classes];
+                for (power, &x) in out.iter_mut().zip(x) {
+                    *power = exp(x - top);
+                }
+                sum(out)
+            };
+            pair[0] = total;
+            if targets[row] == IGNORED {
+                continue;
+            }
+            pair[1] = top + total.ln() - (1.0 - smoothing) * x[targets[row] as usize];
+            if smoothing > 0.0 {
+                pair[1] -= smoothing * (sum(x) / classes as f32);
+            }
         }
-        let mut loss = log_sum - (1.0 - smoothing) * x[target as usize];
-        if smoothing > 0.0 {
-            loss -= smoothing * (sum_of(x.len(), |i| x[i]) / x.len() as f32);
-        }
-        (log_sum, loss)
     }
 }
 
 simd! {
-    fn row_gradient(
-        x: &[f32],
-        log_sum: f32,
-        target: u32,
-        smoothing: f32,
-        scale: f32,
-        out: &mut [f32],
-    ) {
+    /// Turns `e^(x - max)`, whose sum is `total`, into the gradient of a row.
+    fn powers_to_gradient(row: &mut [f32], total: f32, target: u32, smoothing: f32, scale: f32) {
         if target == IGNORED {
-            return out.fill(0.0);
+            return row.fill(0.0);
         }
-        let even = smoothing / x.len() as f32;
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = (exp(x - log_sum) - even) * scale;
+        let (factor, even) = (scale / total, scale * smoothing / row.len() as f32);
+        for value in row.iter_mut() {
+            *value = *value * factor - even;
         }
-        out[target as usize] -= (1.0 - smoothing) * scale;
+        row[target as usize] -= (1.0 - smoothing) * scale;
     }
 }
 
@@ -354,7 +384,7 @@ simd! {
         for value in row.iter_mut() {
             *value = exp(*value - top);
         }
-        let total = sum_of(row.len(), |i| row[i]);
+        let total = sum(row);
         let factor = share / total;
         for value in row.iter_mut() {
             *value *= factor;
@@ -519,10 +549,10 @@ simd! {
     fn kl_row(p: &[f32], q: &[f32]) -> (f32, f32, f32) {
         let log_sum = |x: &[f32]| {
             let top = max(x);
-            top + sum_of(x.len(), |i| exp(x[i] - top)).ln()
+            top + sum_exp(x, top).ln()
         };
         let (sum_p, sum_q) = (log_sum(p), log_sum(q));
-        let kl = sum_of(p.len(), |i| exp(p[i] - sum_p) * ((p[i] - sum_p) - (q[i] - sum_q)));
+        let kl = sum_of([p, q], |[p, q]| exp(p - sum_p) * ((p - sum_p) - (q - sum_q)));
         (kl, sum_p, sum_q)
     }
 }
@@ -583,7 +613,7 @@ pub fn mean_squared_error(x: &Tensor, target: &Tensor) -> Result<Tensor> {
 
 simd! {
     fn squared_distance(x: &[f32], target: &[f32]) -> f32 {
-        sum_of(x.len(), |i| (x[i] - target[i]) * (x[i] - target[i]))
+        sum_of([x, target], |[x, target]| (x - target) * (x - target))
     }
 }
 
@@ -624,6 +654,6 @@ pub fn weighted_sum(x: &Tensor, weights: &Tensor) -> Result<Tensor> {
 
 simd! {
     fn product_sum(x: &[f32], y: &[f32]) -> f32 {
-        sum_of(x.len(), |i| x[i] * y[i])
+        sum_of([x, y], |[x, y]| x * y)
     }
 }

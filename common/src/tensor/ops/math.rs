@@ -45,21 +45,47 @@ pub(crate) fn erf_and_exp(x: f32) -> (f32, f32) {
     ((1.0 - p * t * e).copysign(x), e)
 }
 
-/// Sum of `term(i)` for `i` in `0..len` over [`LANES`] accumulators.
+/// Sum of `term` over the elements of equally long slices, on [`LANES`] accumulators.
 #[inline(always)]
-pub(crate) fn sum_of(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum_of<const N: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
+    let len = slices[0].len();
+    let slices = slices.map(|slice| &slice[..len]);
     let mut lanes = [0f32; LANES];
     let whole = len - len % LANES;
     let mut at = 0;
     while at < whole {
+        // one bounds check per chunk; one per element would keep the loop from being vectorised
+        let chunks = slices.map(|slice| &slice[at..at + LANES]);
         for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += term(at + lane);
+            *total += term(chunks.map(|chunk| chunk[lane]));
         }
         at += LANES;
     }
     let mut total = fold(lanes, |a, b| a + b);
     for index in whole..len {
-        total += term(index);
+        total += term(slices.map(|slice| slice[index]));
+    }
+    total
+}
+
+/// Sum of the elements.
+#[inline(always)]
+pub(crate) fn sum(values: &[f32]) -> f32 {
+    sum_of([values], |[x]| x)
+}
+
+/// `Σ e^(x - top)`; NaN for a slice with NaN.
+#[inline(always)]
+pub(crate) fn sum_exp(values: &[f32], top: f32) -> f32 {
+    // Exponentials in one plain loop, their sum in another: each is vectorised, both at once are not.
+    let mut total = 0.0;
+    let mut powers = [0f32; 16 * LANES];
+    for chunk in values.chunks(powers.len()) {
+        let powers = &mut powers[..chunk.len()];
+        for (power, &x) in powers.iter_mut().zip(chunk) {
+            *power = exp(x - top);
+        }
+        total += sum(powers);
     }
     total
 }
@@ -126,7 +152,8 @@ mod tests {
     fn sums_and_maxima_take_every_element() {
         for len in [0, 1, 15, 16, 17, 100] {
             let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
-            assert_eq!(sum_of(len, |i| values[i]), (len * len.saturating_sub(1) / 2) as f32);
+            assert_eq!(sum(&values), (len * len.saturating_sub(1) / 2) as f32);
+            assert_eq!(sum_exp(&vec![2.0; len], 2.0), len as f32);
             assert_eq!(max(&values), if len == 0 { f32::NEG_INFINITY } else { len as f32 - 1.0 });
         }
     }

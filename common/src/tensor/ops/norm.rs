@@ -7,8 +7,8 @@ use candle_core::{D, Result, Tensor, bail};
 
 use super::activation::Activation;
 use super::fused::{fusable, fused};
-use super::kernel::{filled, map_rows, map_rows_sum, simd};
-use super::math::sum_of;
+use super::kernel::{filled, map_rows, map_rows_sum, map_rows_with, simd};
+use super::math::{sum, sum_of};
 
 /// `(x - mean) / √(variance + eps) · weight + bias` over the last axis; `weight` and `bias` have
 /// the size of that axis, the variance is the biased one.
@@ -26,14 +26,11 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) 
     let kept: Arc<OnceLock<Vec<f32>>> = Arc::default();
     let keep = kept.clone();
     let forward = move |x: &[f32], weight: &[f32], bias: &[f32]| {
-        let moments = map_rows(rows, width * 2, 2, |range: Range<usize>, out| {
-            row_moments(&x[range.start * width..range.end * width], width, eps, out);
-        });
-        let out = map_rows(rows, width, width, |range: Range<usize>, out| {
+        let work = |range: Range<usize>, out: &mut [f32], moments: &mut [f32]| {
             let x = &x[range.start * width..range.end * width];
-            let moments = &moments[range.start * 2..range.end * 2];
-            normalise_rows(x, moments, weight, bias, out);
-        });
+            normalise_rows(x, weight, bias, eps, out, moments);
+        };
+        let (out, moments) = map_rows_with(rows, width * 2, width, 2, work);
         // a second forward pass of the same node does not happen
         let _ = keep.set(moments);
         out
@@ -83,22 +80,36 @@ fn check(name: &str, x: &Tensor, weight: &Tensor) -> Result<usize> {
 simd! {
     /// Mean and inverse deviation of each row, in pairs.
     fn row_moments(x: &[f32], width: usize, eps: f32, out: &mut [f32]) {
-        let scale = 1.0 / width as f32;
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(2)) {
-            let mean = sum_of(width, |i| x[i]) * scale;
-            let variance = sum_of(width, |i| (x[i] - mean) * (x[i] - mean)) * scale;
-            out[0] = mean;
-            out[1] = 1.0 / (variance + eps).sqrt();
+            (out[0], out[1]) = moments_of(x, eps);
         }
     }
 }
 
+/// Mean and inverse deviation.
+#[inline(always)]
+fn moments_of(x: &[f32], eps: f32) -> (f32, f32) {
+    let scale = 1.0 / x.len() as f32;
+    let mean = sum(x) * scale;
+    let variance = sum_of([x], |[x]| (x - mean) * (x - mean)) * scale;
+    (mean, 1.0 / (variance + eps).sqrt())
+}
+
 simd! {
-    fn normalise_rows(x: &[f32], moments: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+    /// Normalised rows, and mean and inverse deviation of each.
+    fn normalise_rows(
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        eps: f32,
+        out: &mut [f32],
+        moments: &mut [f32],
+    ) {
         let width = weight.len();
         let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
-        for ((x, out), moments) in rows.zip(moments.chunks_exact(2)) {
-            let (mean, inverse) = (moments[0], moments[1]);
+        for ((x, out), moments) in rows.zip(moments.chunks_exact_mut(2)) {
+            let (mean, inverse) = moments_of(x, eps);
+            (moments[0], moments[1]) = (mean, inverse);
             if bias.is_empty() {
                 for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
                     *out = (x - mean) * inverse * weight;
@@ -128,8 +139,9 @@ simd! {
         let rows = x.chunks_exact(width).zip(g.chunks_exact(width)).zip(out.chunks_exact_mut(width));
         for (((x, g), out), moments) in rows.zip(moments.chunks_exact(2)) {
             let (mean, inverse) = (moments[0], moments[1]);
-            let mean_g = sum_of(width, |i| g[i] * weight[i]) * scale;
-            let mean_gx = sum_of(width, |i| g[i] * weight[i] * (x[i] - mean)) * inverse * scale;
+            let mean_g = sum_of([g, weight], |[g, w]| g * w) * scale;
+            let mean_gx = sum_of([g, weight, x], |[g, w, x]| g * w * (x - mean)) * inverse * scale;
+            let (dw, db) = (&mut dw[..width], &mut db[..width]);
             for i in 0..width {
                 let normal = (x[i] - mean) * inverse;
                 out[i] = inverse * (g[i] * weight[i] - mean_g - normal * mean_gx);
@@ -190,7 +202,7 @@ simd! {
     fn rms_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let width = weight.len();
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            let inverse = 1.0 / (sum_of(width, |i| x[i] * x[i]) / width as f32 + eps).sqrt();
+            let inverse = 1.0 / (sum_of([x], |[x]| x * x) / width as f32 + eps).sqrt();
             for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
                 *out = x * inverse * weight;
             }
@@ -211,8 +223,8 @@ simd! {
         let scale = 1.0 / width as f32;
         let rows = x.chunks_exact(width).zip(g.chunks_exact(width)).zip(out.chunks_exact_mut(width));
         for ((x, g), out) in rows {
-            let inverse = 1.0 / (sum_of(width, |i| x[i] * x[i]) * scale + eps).sqrt();
-            let mean_gx = sum_of(width, |i| g[i] * weight[i] * x[i]) * inverse * scale;
+            let inverse = 1.0 / (sum_of([x], |[x]| x * x) * scale + eps).sqrt();
+            let mean_gx = sum_of([g, weight, x], |[g, w, x]| g * w * x) * inverse * scale;
             for i in 0..width {
                 let normal = x[i] * inverse;
                 out[i] = inverse * (g[i] * weight[i] - normal * mean_gx);
@@ -384,7 +396,7 @@ simd! {
 simd! {
     /// `Σ g` and `Σ g (x - mean)`.
     fn line_sums(x: &[f32], g: &[f32], mean: f32) -> (f32, f32) {
-        (sum_of(g.len(), |i| g[i]), sum_of(x.len(), |i| g[i] * (x[i] - mean)))
+        (sum(g), sum_of([x, g], |[x, g]| g * (x - mean)))
     }
 }
 

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use super::fused::{fusable, fused};
 use super::kernel::{map_rows, simd};
-use super::math::{exp, max, sum_of};
+use super::math::{exp, max, sum, sum_of};
 
 /// What is done to the scores before the exponential.
 #[derive(Debug, Clone)]
@@ -44,6 +44,9 @@ pub fn softmax(x: &Tensor, options: &SoftmaxOptions) -> Result<Tensor> {
     };
     let forward = move |x: &[f32]| {
         map_rows(rows, keys * 4, keys, |range: Range<usize>, out| {
+            if !causal && mask.is_none() {
+                return softmax_rows(&x[range.start * keys..range.end * keys], scale, keys, out);
+            }
             for (row, out) in range.zip(out.chunks_exact_mut(keys)) {
                 let x = &x[row * keys..][..keys];
                 let seen = if causal {
@@ -115,6 +118,16 @@ pub(super) fn softmax_row(
 }
 
 simd! {
+    /// Whole rows of `keys` values.
+    fn softmax_rows(x: &[f32], scale: f32, keys: usize, out: &mut [f32]) {
+        for (x, out) in x.chunks_exact(keys).zip(out.chunks_exact_mut(keys)) {
+            out.copy_from_slice(x);
+            in_place(out, scale);
+        }
+    }
+}
+
+simd! {
     fn softmax_open(x: &[f32], scale: f32, out: &mut [f32]) {
         out.copy_from_slice(x);
         in_place(out, scale);
@@ -141,7 +154,7 @@ fn in_place(row: &mut [f32], scale: f32) {
     for value in row.iter_mut() {
         *value = exp((*value - top) * scale);
     }
-    let total = sum_of(row.len(), |i| row[i]);
+    let total = sum(row);
     let inverse = 1.0 / total;
     for value in row.iter_mut() {
         *value *= inverse;
@@ -153,7 +166,7 @@ simd! {
     pub(super) fn softmax_gradient(y: &[f32], g: &[f32], scale: f32, keys: usize, out: &mut [f32]) {
         let rows = y.chunks_exact(keys).zip(g.chunks_exact(keys)).zip(out.chunks_exact_mut(keys));
         for ((y, g), out) in rows {
-            let dot = sum_of(keys, |i| y[i] * g[i]);
+            let dot = sum_of([y, g], |[y, g]| y * g);
             for ((out, &y), &g) in out.iter_mut().zip(y).zip(g) {
                 *out = scale * y * (g - dot);
             }

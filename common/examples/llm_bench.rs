@@ -44,6 +44,9 @@ struct Arguments {
     /// Generate with the prompt's arithmetic instead of int8.
     #[arg(long)]
     exact: bool,
+    /// Read the prompt with the steps' int8 arithmetic, as llama.cpp does.
+    #[arg(long, conflicts_with = "exact")]
+    int8_prompt: bool,
 }
 
 fn precision(name: &str) -> Result<Precision, String> {
@@ -68,6 +71,7 @@ struct Bench {
     prompt: Vec<u32>,
     session: Session,
     exact: bool,
+    int8_prompt: bool,
     generated: Vec<u32>,
 }
 
@@ -85,7 +89,14 @@ impl Bench {
 
     fn prefill(&mut self) -> Result<u32> {
         self.session.truncate(0);
-        Ok(argmax(&self.session.append(&self.prompt)?))
+        if !self.int8_prompt {
+            return Ok(argmax(&self.session.append(&self.prompt)?));
+        }
+        let mut logits = Vec::new();
+        for &token in &self.prompt {
+            logits = self.session.step(token)?;
+        }
+        Ok(argmax(&logits))
     }
 }
 
@@ -165,6 +176,7 @@ fn build(
         prompt: prompt.to_vec(),
         session,
         exact: arguments.exact,
+        int8_prompt: arguments.int8_prompt,
         generated: Vec::new(),
     }))
 }

@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use common::llm::engine::{Model, Precision, Session, argmax};
-use common::testing::{assert_close, golden, golden_json, golden_tensors};
+use candle_core::{Device, Tensor};
+use common::gguf::Gguf;
+use common::llm::engine::{Model, Precision, Session, argmax, trainable};
+use common::lm::Pass;
+use common::testing::{assert_close, asset_or_skip, golden, golden_json, golden_tensors};
 use serde::Deserialize;
 
 const TINY: [&str; 4] = ["llama_tiny", "llama_tiny_tied", "qwen2_tiny", "qwen2_tiny_tied"];
@@ -206,5 +209,33 @@ fn a_config_that_does_not_fit_the_file_is_refused() {
         std::fs::write(temp.path().join("config.json"), text.replace(from, to)).unwrap();
         let error = Model::from_hf(temp.path(), Precision::F32).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_gguf_file_becomes_a_trainable_model_with_the_same_logits() {
+    let Some(path) = asset_or_skip("smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    else {
+        return;
+    };
+    let gguf = Gguf::open(&path).unwrap();
+    let frozen = Model::from_gguf(&gguf, Precision::F32).unwrap();
+    let lm = trainable(&gguf).unwrap();
+    let ids = [504_u32, 3575, 282, 4649, 314];
+    let expected = Session::new(&frozen).append(&ids).unwrap();
+    let batch = Tensor::new(&ids[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let logits = lm.last_logits(&batch, Pass::default()).unwrap();
+    let logits = logits.squeeze(0).unwrap().to_vec1::<f32>().unwrap();
+    assert_close(&logits, &expected, 2e-3, 1e-4);
+    // Logits of an independent float64 forward pass over the same dequantised weights (numpy).
+    let reference = [
+        (7042, 17.371259),
+        (260, 14.888589),
+        (4528, 13.244974),
+        (2250, 13.009467),
+        (1315, 12.951514),
+    ];
+    for (token, logit) in reference {
+        assert_close(&[logits[token]], &[logit], 1e-3, 0.0);
     }
 }

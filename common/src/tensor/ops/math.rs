@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn sums_and_maxima_take_every_element() {
-        for len in [0, 1, 15, 16, 17, 100] {
+        for len in [0usize, 1, 15, 16, 17, 100] {
             let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
             assert_eq!(sum(&values), (len * len.saturating_sub(1) / 2) as f32);
             assert_eq!(sum_exp(&vec![2.0; len], 2.0), len as f32);

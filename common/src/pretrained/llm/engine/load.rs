@@ -5,6 +5,7 @@
 use super::config::{Architecture, ModelConfig};
 use super::kernels::{BLOCK, Packed, PackedKind};
 use super::matrix::{Matrix, Storage, common_kind, pack_rows};
+use super::trainable::halves;
 use super::{Precision, packing};
 use crate::gguf::{GgmlDType, Gguf};
 use crate::weights::Safetensors;
@@ -117,7 +118,7 @@ impl Layer {
 }
 
 /// Names and shapes of all tensors that a model of this configuration needs.
-fn expected(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+pub(super) fn expected(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let (hidden, mlp) = (config.hidden_size, config.intermediate_size);
     let (query, key_value) = (config.query_size(), config.key_value_size());
     let mut expected = vec![
@@ -180,14 +181,14 @@ impl Source<'_> {
         }
     }
 
-    fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+    pub(super) fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
         match self {
             Self::Gguf(gguf) => gguf.check(expected),
             Self::Hf(file) => file.check(expected),
         }
     }
 
-    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+    pub(super) fn vector(&self, name: &str) -> Result<Vec<f32>> {
         let name = self.name(name);
         match self {
             Self::Gguf(gguf) => gguf.tensor(&name)?.to_f32(),
@@ -261,13 +262,10 @@ impl Source<'_> {
 
     fn floats(&self, name: &str, cols: usize, paired: Option<usize>) -> Result<Vec<f32>> {
         let values = self.vector(name)?;
-        let Some(head_dim) = paired else { return Ok(values) };
-        let mut halves = Vec::with_capacity(values.len());
-        for row in 0..values.len() / cols {
-            let from = paired_row(row, head_dim) * cols;
-            halves.extend_from_slice(&values[from..from + cols]);
-        }
-        Ok(halves)
+        Ok(match paired {
+            Some(head_dim) => halves(&values, cols, head_dim),
+            None => values,
+        })
     }
 
     fn pack(
@@ -299,14 +297,14 @@ impl Source<'_> {
 
 /// The row of a GGUF Llama's q or k projection that holds row `row` of the original: the file
 /// keeps element i of a head beside element i + head size / 2.
-fn paired_row(row: usize, head_dim: usize) -> usize {
+pub(super) fn paired_row(row: usize, head_dim: usize) -> usize {
     let (head, i) = (row / head_dim, row % head_dim);
     let half = head_dim / 2;
     head * head_dim + if i < half { 2 * i } else { 2 * (i - half) + 1 }
 }
 
 /// The Hugging Face name of a tensor.
-fn hf_name(gguf: &str) -> String {
+pub(super) fn hf_name(gguf: &str) -> String {
     match gguf {
         "token_embd.weight" => return "model.embed_tokens.weight".into(),
         "output_norm.weight" => return "model.norm.weight".into(),

@@ -40,8 +40,10 @@ mod model;
 mod packing;
 mod score;
 mod session;
+mod trainable;
 
 pub use config::{Architecture, ModelConfig, SlidingWindow};
 pub use model::{Model, Precision};
 pub use score::OptionScore;
 pub use session::{Session, argmax};
+pub use trainable::trainable;

@@ -116,7 +116,6 @@ fn fit(to: &std::path::Path, args: &CommonArgs, resolved: &Resolved<Config>) -> 
         let curve = Line {
             name: "loss".into(),
             points: trained.history.iter().map(|&(u, l)| (u as f64, l)).collect(),
-            ..Line::default()
         };
         let labels = Labels { title: "Training", x: "update", y: "mean squared error" };
         let figure = Figure::new("Training", "Eq. 4 over the updates.", lines(labels, &[curve]));

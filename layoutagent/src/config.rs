@@ -115,7 +115,7 @@ impl Config {
         };
         let train = &self.train;
         in_range("train.width", train.width, 8, 1024)?;
-        if train.width % 4 != 0 {
+        if !train.width.is_multiple_of(4) {
             let width = train.width;
             return Err(Error::usage(format!(
                 "config key train.width: found {width}, expected a multiple of 4"

@@ -188,7 +188,7 @@ impl Config {
             Err(Error::usage(format!("config key {key}: found {found}, expected {expected}")))
         };
         let size = self.diffusion.size;
-        if size == 0 || size % 8 != 0 || size > 256 {
+        if size == 0 || !size.is_multiple_of(8) || size > 256 {
             return refuse("diffusion.size", size.to_string(), "a multiple of 8 up to 256");
         }
         for (key, pace) in [
@@ -196,11 +196,11 @@ impl Config {
             ("scorer.pace", &self.scorer.pace),
             ("diffusion.pace", &self.diffusion.pace),
         ] {
-            if pace.batch < 2 || pace.batch % 2 != 0 {
+            if pace.batch < 2 || !pace.batch.is_multiple_of(2) {
                 return refuse(&format!("{key}.batch"), pace.batch.to_string(), "an even number");
             }
         }
-        if self.refl.batch < 2 || self.refl.batch % 2 != 0 {
+        if self.refl.batch < 2 || !self.refl.batch.is_multiple_of(2) {
             return refuse("refl.batch", self.refl.batch.to_string(), "an even number");
         }
         let steps = [

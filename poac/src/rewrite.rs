@@ -80,7 +80,7 @@ impl<'a> Rewriter<'a> {
         let allowed = |tokens: &[u32]| {
             let at = tokens.len();
             Some(match at {
-                _ if at < 2 * OBJECTS && at % 2 == 0 => {
+                _ if at < 2 * OBJECTS && at.is_multiple_of(2) => {
                     names.iter().copied().filter(|name| !tokens.contains(name)).collect()
                 }
                 _ if at < 2 * OBJECTS => vec![comma],

@@ -200,8 +200,8 @@ impl Config {
 
     /// Seconds.
     pub fn smoke() -> Self {
-        let mut config = Self::default();
-        config.lm = LmOptions { hidden: 32, inner: 64, ..LmOptions::default() };
+        let lm = LmOptions { hidden: 32, inner: 64, ..LmOptions::default() };
+        let mut config = Self { lm, ..Self::default() };
         config.fusion.width = 16;
         config.prompt.history = 10;
         config.graph.steps = 5;
@@ -224,9 +224,8 @@ impl Config {
     /// LLaRA's sizes where they make sense for a model that is trained from scratch: wider, deeper
     /// and longer than `cpu`. The paper's Llama2-7B with LoRA is not run here.
     pub fn paper() -> Self {
-        let mut config = Self::default();
-        config.lm =
-            LmOptions { hidden: 256, inner: 768, layers: 6, heads: 8, ..LmOptions::default() };
+        let lm = LmOptions { hidden: 256, inner: 768, layers: 6, heads: 8, ..LmOptions::default() };
+        let mut config = Self { lm, ..Self::default() };
         config.fusion.width = 256;
         config.fusion.heads = 4;
         config.prompt.history = 50;

@@ -229,11 +229,11 @@ fn a_gguf_file_becomes_a_trainable_model_with_the_same_logits() {
     assert_close(&logits, &expected, 2e-3, 1e-4);
     // Logits of an independent float64 forward pass over the same dequantised weights (numpy).
     let reference = [
-        (7042, 17.371259),
-        (260, 14.888589),
-        (4528, 13.244974),
-        (2250, 13.009467),
-        (1315, 12.951514),
+        (7042, 17.371_26),
+        (260, 14.888_589),
+        (4528, 13.244_974),
+        (2250, 13.009_467),
+        (1315, 12.951_514),
     ];
     for (token, logit) in reference {
         assert_close(&[logits[token]], &[logit], 1e-3, 0.0);

@@ -222,7 +222,7 @@ impl Bench<'_> {
     }
 
     /// A generator from scratch.
-    fn from_scratch(
+    fn trained_generator(
         &self,
         table: &SidTable,
         item_weights: Option<&[f64]>,
@@ -287,7 +287,7 @@ impl Bench<'_> {
     ) -> Result<Rebalanced> {
         let started = Instant::now();
         let table = book.table.deduplicated();
-        let (base, history) = self.from_scratch(&table, None, "base", seed)?;
+        let (base, history) = self.trained_generator(&table, None, "base", seed)?;
         if first {
             curves.push((BASE.to_owned(), history));
         }
@@ -302,7 +302,7 @@ impl Bench<'_> {
 
         let started = Instant::now();
         let even = balanced.table.deduplicated();
-        let (model, _) = self.from_scratch(&even, None, "balanced", seed)?;
+        let (model, _) = self.trained_generator(&even, None, "balanced", seed)?;
         self.generated(
             "balanced code book",
             Role::Baseline,
@@ -315,7 +315,7 @@ impl Bench<'_> {
         let started = Instant::now();
         let weights = inverse_popularity(&self.counts, self.config.bench.reweighting);
         let what = format!("reweighted {}", self.config.bench.reweighting);
-        let (model, _) = self.from_scratch(&table, Some(&weights), &what, seed)?;
+        let (model, _) = self.trained_generator(&table, Some(&weights), &what, seed)?;
         self.generated(
             "reweighting (RW)",
             Role::Baseline,

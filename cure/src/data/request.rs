@@ -74,8 +74,8 @@ impl Request {
         let mut flags: Vec<Vec<bool>> =
             data.histories.iter().map(|events| vec![false; events.len()]).collect();
         let mut mark = |user: usize, of: &dyn Fn(usize) -> bool| {
-            for event in 0..split.train[user] {
-                flags[user][event] |= of(event);
+            for (event, flag) in flags[user].iter_mut().enumerate().take(split.train[user]) {
+                *flag |= of(event);
             }
         };
         let item_number = |id: &str| {

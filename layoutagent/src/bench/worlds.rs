@@ -343,14 +343,12 @@ impl Run<'_> {
                 .map(|(name, values)| Series {
                     name: name.clone(),
                     values: values.iter().map(|pair| 100.0 * pair[at]).collect(),
-                    ..Series::default()
                 })
                 .collect();
             let published = PUBLISHED[0].1.iter().map(|pair| f64::from(pair[at])).collect();
             series.push(Series {
                 name: "Diffusion-CCSP, ULA (published, with rotation)".into(),
                 values: published,
-                ..Series::default()
             });
             let labels = Labels { title, x: "% of problems", y: "" };
             let svg = grouped_bars(labels, &groups, &series);
@@ -364,7 +362,6 @@ impl Run<'_> {
             .map(|(name, values)| Line {
                 name: name.clone(),
                 points: (2..=5).zip(values).map(|(n, v)| (f64::from(n), 100.0 * v[0])).collect(),
-                ..Line::default()
             })
             .collect();
         let labels = Labels { title: "solve@1 by size", x: "objects", y: "% of problems" };

@@ -216,12 +216,12 @@ impl Sampler {
         let mut per_relation = [0; Relation::LEARNED];
         let (mut nodes, mut counts) = (Vec::new(), vec![0u32; masked.len()]);
         let mut shares = Vec::new();
-        for k in 0..Relation::LEARNED {
+        for (k, computed) in per_relation.iter_mut().enumerate() {
             let of_kind: Vec<_> = edges.iter().filter(|edge| edge.0 == k).collect();
             if of_kind.is_empty() {
                 continue;
             }
-            per_relation[k] = of_kind.len() * chains;
+            *computed = of_kind.len() * chains;
             let mut repeated = Vec::new();
             let mut pairs = Vec::new();
             for (row, (_, [i, j], [gi, gj], size)) in of_kind.iter().enumerate() {

@@ -71,7 +71,7 @@ impl Scorer {
         mut builder: Builder,
     ) -> Result<Self> {
         let d = options.width;
-        if options.heads == 0 || d % options.heads != 0 || size % PATCH != 0 {
+        if options.heads == 0 || !d.is_multiple_of(options.heads) || !size.is_multiple_of(PATCH) {
             return Err(Error::usage(format!(
                 "scorer.heads {} must divide scorer.width {d}, and {PATCH} the picture's {size} \
                  pixels",

@@ -332,7 +332,7 @@ fn head_backward(
 simd! {
     /// In place: gradient of the probabilities → gradient of the unscaled scores.
     fn scores_gradient(p: &[f32], scale: f32, g: &mut [f32]) {
-        let dot = sum_of([&*p, g], |[p, g]| p * g);
+        let dot = sum_of([p, &*g], |[p, g]| p * g);
         for (g, &p) in g.iter_mut().zip(p) {
             *g = scale * p * (*g - dot);
         }

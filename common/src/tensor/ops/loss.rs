@@ -39,6 +39,9 @@ pub struct CrossEntropyOptions {
 /// Marks an ignored row among the targets.
 const IGNORED: u32 = u32::MAX;
 
+/// Powers and sums of a forward pass until its backward pass.
+type Kept = Arc<Mutex<Option<(Vec<f32>, Vec<f32>)>>>;
+
 /// `-log softmax(x)[target]` per row of `x` `[rows, classes]`; `targets` `[rows]` of integers, rows
 /// with [`IGNORE_INDEX`] are left out. Smoothing mixes the target with `1 / classes`.
 pub fn cross_entropy(
@@ -55,7 +58,7 @@ pub fn cross_entropy(
     let reduction = options.reduction;
     // e^(x - max) of every element, and its sum, kept where a gradient is wanted: the backward pass
     // only scales it, in place
-    let kept: Arc<Mutex<Option<(Vec<f32>, Vec<f32>)>>> = Arc::default();
+    let kept: Kept = Arc::default();
     let keep = kept.clone();
     let tracked = x.track_op();
     let for_backward = targets.clone();

@@ -324,9 +324,9 @@ impl Cluster {
     }
 }
 
-/// Minimises Eq. 6 over assignments without an empty part: k-means++ starts, then single moves in
-/// descending popularity while one lowers the objective (exact change of both parts), at most 30
-/// sweeps; the best of all restarts.
+/// Minimises Eq. 6 over assignments without an empty part: from k-means++ and random starts in
+/// turn, single moves in descending popularity while one lowers the objective (exact change of both
+/// parts), then exchanges of two children, at most 30 sweeps; the best of all restarts.
 pub fn assign(
     children: &[Child],
     parts: usize,
@@ -337,52 +337,107 @@ pub fn assign(
     let mut order: Vec<usize> = (0..children.len()).collect();
     order.sort_by_key(|&j| (std::cmp::Reverse(children[j].popularity), j));
     let mut best: Option<(f64, Vec<usize>)> = None;
-    for _ in 0..options.restarts.max(1) {
-        let mut assignment = start(children, parts, stream);
+    for restart in 0..options.restarts.max(1) {
+        let assignment = match restart % 2 {
+            0 => start(children, parts, stream),
+            _ => random_assignment(children.len(), parts, stream),
+        };
         let mut clusters = vec![Cluster::default(); parts];
         for (child, &part) in children.iter().zip(&assignment) {
             clusters[part].add(child, 1.0);
         }
+        let weights = [1.0 / spread, options.lambda / mass];
+        let mut state = State { children, clusters, assignment, weights };
         for _ in 0..30 {
-            let mut moved = false;
-            for &j in &order {
-                let (child, from) = (&children[j], assignment[j]);
-                if clusters[from].members < 2 {
-                    continue;
-                }
-                let (n, p) = (child.weight(), child.popularity as f64);
-                let rest = clusters[from].weight - n;
-                let gain =
-                    n * clusters[from].weight / positive(rest) * clusters[from].distance(child);
-                let mut lowest = (-1e-12, from);
-                for to in (0..parts).filter(|&to| to != from) {
-                    let there = clusters[to].weight;
-                    let cost = n * there / (there + n) * clusters[to].distance(child);
-                    // the mean P̄ does not change, so only the two squares do
-                    let balance =
-                        2.0 * p * (p + clusters[to].popularity - clusters[from].popularity);
-                    let change = (cost - gain) / spread + options.lambda * balance / mass;
-                    if change < lowest.0 {
-                        lowest = (change, to);
-                    }
-                }
-                if lowest.1 != from {
-                    clusters[from].add(child, -1.0);
-                    clusters[lowest.1].add(child, 1.0);
-                    assignment[j] = lowest.1;
-                    moved = true;
-                }
-            }
-            if !moved {
+            // exchanges are tried only where no single move helps
+            if !state.move_sweep(&order) && !state.exchange_sweep(&order) {
                 break;
             }
         }
-        let value = objective(children, &assignment, parts, options);
+        let value = objective(children, &state.assignment, parts, options);
         if best.as_ref().is_none_or(|(lowest, _)| value < *lowest) {
-            best = Some((value, assignment));
+            best = Some((value, state.assignment));
         }
     }
     best.map(|(_, assignment)| assignment).unwrap_or_default()
+}
+
+/// Least fall of the objective that counts: above rounding.
+const LEAST: f64 = 1e-12;
+
+/// An assignment with the sums of its parts.
+struct State<'a> {
+    children: &'a [Child],
+    clusters: Vec<Cluster>,
+    assignment: Vec<usize>,
+    /// Of distance and balance term.
+    weights: [f64; 2],
+}
+
+impl State<'_> {
+    /// Change of the objective when child `j` moves to part `to`.
+    fn change(&self, j: usize, to: usize) -> f64 {
+        let child = &self.children[j];
+        let (from, to) = (&self.clusters[self.assignment[j]], &self.clusters[to]);
+        let (n, p) = (child.weight(), child.popularity as f64);
+        let gain = n * from.weight / positive(from.weight - n) * from.distance(child);
+        let cost = n * to.weight / positive(to.weight + n) * to.distance(child);
+        // the mean P̄ does not change, so only the two squares do
+        let balance = 2.0 * p * (p + to.popularity - from.popularity);
+        self.weights[0] * (cost - gain) + self.weights[1] * balance
+    }
+
+    fn place(&mut self, j: usize, to: usize) {
+        let child = &self.children[j];
+        self.clusters[self.assignment[j]].add(child, -1.0);
+        self.clusters[to].add(child, 1.0);
+        self.assignment[j] = to;
+    }
+
+    /// Whether a child moved.
+    fn move_sweep(&mut self, order: &[usize]) -> bool {
+        let mut moved = false;
+        for &j in order {
+            let from = self.assignment[j];
+            if self.clusters[from].members < 2 {
+                continue;
+            }
+            let mut lowest = (-LEAST, from);
+            for to in (0..self.clusters.len()).filter(|&to| to != from) {
+                let change = self.change(j, to);
+                if change < lowest.0 {
+                    lowest = (change, to);
+                }
+            }
+            if lowest.1 != from {
+                self.place(j, lowest.1);
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    /// Whether two children of different parts changed places.
+    fn exchange_sweep(&mut self, order: &[usize]) -> bool {
+        let mut moved = false;
+        for (rank, &a) in order.iter().enumerate() {
+            for &b in &order[rank + 1..] {
+                let (home, away) = (self.assignment[a], self.assignment[b]);
+                if home == away || self.clusters[home].members < 2 {
+                    continue;
+                }
+                let first = self.change(a, away);
+                self.place(a, away);
+                if first + self.change(b, home) < -LEAST {
+                    self.place(b, home);
+                    moved = true;
+                } else {
+                    self.place(a, home);
+                }
+            }
+        }
+        moved
+    }
 }
 
 /// k-means++ seeds by weighted squared distance (by popularity where there is no distance), every

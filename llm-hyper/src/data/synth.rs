@@ -6,7 +6,6 @@ use common::rng::Seed;
 use ndarray::Array2;
 
 use super::{Ad, Dataset, Feature, Impressions, Kind, Schema};
-use crate::model::logit::{dot, sigmoid};
 
 /// Concepts that ads name and users have a taste for.
 const CONCEPTS: [&str; 12] = [
@@ -122,7 +121,8 @@ pub fn generate(size: Size, seed: Seed) -> Result<Synthetic> {
         for shown in 0..size.impressions {
             let row = impressions.len();
             let user = stream.below(size.users);
-            let p = sigmoid(dot(&weights[ad], &users[user]) + biases[ad]);
+            let z: f64 = weights[ad].iter().zip(&users[user]).map(|(w, x)| w * x).sum();
+            let p = 1.0 / (1.0 + (-z - biases[ad]).exp());
             impressions.ad.push(ad);
             impressions.user.push(user);
             impressions.time.push((ad + shown) as i64);

@@ -37,6 +37,8 @@ pub struct GraphEdge {
 const NODE_HEIGHT: f64 = 22.0;
 const ROW_HEIGHT: f64 = 64.0;
 const GAP: f64 = 12.0;
+/// Room of a legend's entry besides its name.
+const KEY: f64 = 36.0;
 
 /// A graph drawn in rows, row 0 at the bottom, with arrows. `rows` names the rows from the bottom,
 /// `groups` the colours (a legend appears when there are any). Nodes of a row are ordered so that
@@ -59,7 +61,11 @@ pub fn layered_graph(
     let inner = layers.iter().map(room).fold(200.0, f64::max);
     let head = if labels.title.is_empty() { 16.0 } else { 44.0 };
     let legend = if groups.is_empty() { 0.0 } else { 30.0 };
-    let size = (margin + inner + 24.0, head + layers.len() as f64 * ROW_HEIGHT + legend + 8.0);
+    let keys: f64 = groups.iter().map(|name| KEY + width(name, TEXT)).sum();
+    let size = (
+        margin + inner.max(keys) + 24.0,
+        head + layers.len().saturating_sub(1) as f64 * ROW_HEIGHT + NODE_HEIGHT + legend + 24.0,
+    );
     let mut at = vec![(0.0, 0.0); nodes.len()];
     for (row, layer) in layers.iter().enumerate() {
         let y = head + (layers.len() - 1 - row) as f64 * ROW_HEIGHT + NODE_HEIGHT / 2.0;
@@ -74,7 +80,7 @@ pub fn layered_graph(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0}\" height=\"{1:.0}\" viewBox=\"0 0 \
          {0:.0} {1:.0}\" font-family=\"sans-serif\"><rect width=\"100%\" height=\"100%\" \
          fill=\"#FFFFFF\"/>\n<defs><marker id=\"tip\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" \
-         markerWidth=\"5\" markerHeight=\"5\" orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" \
+         markerUnits=\"userSpaceOnUse\" markerWidth=\"9\" markerHeight=\"9\" orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" \
          fill=\"#555555\"/></marker></defs>\n",
         size.0, size.1
     );
@@ -144,7 +150,7 @@ pub fn layered_graph(
             x + 20.0,
             y + 8.0
         ));
-        x += 36.0 + width(name, TEXT);
+        x += KEY + width(name, TEXT);
     }
     svg + "</svg>\n"
 }

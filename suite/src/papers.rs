@@ -57,12 +57,12 @@ pub fn choose(all: &[String], only: &[String]) -> Result<Vec<String>> {
 /// Builds the binaries of `names` with cargo, in the profile this program was built in.
 pub fn build(root: &Path, names: &[String]) -> Result<Vec<Paper>> {
     let mut command = cargo();
-    command.current_dir(root).args(["build", "--message-format=json-render-diagnostics"]);
+    command.current_dir(root).args(["build", "--bins", "--message-format=json-render-diagnostics"]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
     for name in names {
-        command.args(["-p", name, "--bins"]);
+        command.args(["-p", name]);
     }
     let output =
         command.stderr(Stdio::inherit()).output().map_err(Error::io(Path::new("cargo")))?;
@@ -110,9 +110,17 @@ fn is_executable(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "exe")
 }
 
-/// The cargo that runs this program, or the one on the path.
+/// cargo itself. What `cargo run` told this program about its own package is not passed on: build
+/// scripts that look at it (ring's) would run again, and all that depends on them.
 fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 #[cfg(test)]

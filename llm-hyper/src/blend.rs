@@ -47,7 +47,7 @@ impl Blend {
     /// Learns from `examples`; the penalty is chosen by 5-fold cross-validation over ads.
     ///
     /// # Errors
-    /// [`Error::Data`] with fewer than [`FOLDS`] examples.
+    /// [`Error::Data`] with fewer than five examples.
     pub fn fit(examples: &[Example], seed: Seed) -> Result<Self> {
         if examples.len() < FOLDS {
             return Err(Error::data(

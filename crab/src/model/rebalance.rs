@@ -11,7 +11,7 @@ use crate::sid::SidTable;
 
 /// | option | default | purpose |
 /// |---|---|---|
-/// | `levels` | [1] | levels whose tokens are split, from 0; never the last one |
+/// | `levels` | `[1]` | levels whose tokens are split, from 0; never the last one |
 /// | `ratio` | 0.10 | share of a level's used tokens that are split, the most popular ones (paper: 10 %) |
 /// | `most_parts` | 3 | most parts of a token, M (paper: 3) |
 /// | `lambda` | 1 | weight of the balance term λ (paper silent) |

@@ -2,9 +2,9 @@
 //!
 //! | part | ads | module |
 //! |---|---|---|
-//! | MovieLens-100k | films hidden from training | [`part`] with `crate::data::movielens` |
-//! | clothing reviews | garments hidden from training | [`part`] with `crate::data::clothing` |
-//! | synth | generated, an oracle instead of the LLM | [`synth`] |
+//! | MovieLens-100k | films hidden from training | `part` with `crate::data::movielens` |
+//! | clothing reviews | garments hidden from training | `part` with `crate::data::clothing` |
+//! | synth | generated, an oracle instead of the LLM | `synth` |
 
 mod controls;
 mod llm;

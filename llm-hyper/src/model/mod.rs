@@ -2,7 +2,7 @@
 //!
 //! | equation | item |
 //! |---|---|
-//! | Eq. 1, click probability | [`logit::probability`], many users and ads: [`logit::score`] |
+//! | Eq. 1, click probability | [`logit::probability`], many users and ads: [`logit::Scorer`] |
 //! | Eq. 3, similarity and retrieval | [`retrieve::top_k`] |
 //! | Eq. 4, rating from token probabilities | [`rating::expected_rating`] |
 //! | Eq. 5, normalisation | [`normalise::normalise`] |

@@ -60,7 +60,7 @@ pub struct Batch {
     /// Targets in all rows.
     pub targets: usize,
     /// Rows of the lookup table, `[rows, tokens]`: the ids, or for placeholders the vocabulary's
-    /// size plus the position among [`Batch::fused`].
+    /// size plus the position among the fused vectors.
     pub lookup: Tensor,
     /// Events at `[ItemEmb]`.
     pub events: Events,

@@ -6,6 +6,7 @@
 
 pub mod assets;
 pub mod child;
+pub mod compare;
 pub mod papers;
 pub mod results;
 pub mod run;

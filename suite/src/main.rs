@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use common::Result;
 use common::cli::{self, CommonArgs};
-use suite::{assets, results, run};
+use suite::{assets, compare, results, run};
 
 /// Run the benchmarks of all papers, fetch their assets, write one report
 #[derive(Parser)]
@@ -35,6 +35,13 @@ enum Verb {
     },
     /// Write report.html of the last run again and print its table
     Report,
+    /// Compare the numbers of two runs by --tolerance, with 0 to the byte; exit code 7 on a difference
+    Compare {
+        /// Folder given as --out to one run
+        a: PathBuf,
+        /// Folder given as --out to the other
+        b: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -65,6 +72,10 @@ fn execute(arguments: &Arguments) -> Result<Option<u8>> {
         }
         Some(Verb::Assets { action, ids }) => {
             print!("{}", assets::execute(*action, ids, args)?);
+            Ok(None)
+        }
+        Some(Verb::Compare { a, b }) => {
+            print!("{}", compare::compare(a, b, arguments.options.tolerance)?);
             Ok(None)
         }
         Some(Verb::Report) => {

@@ -85,6 +85,18 @@ pub fn build(root: &Path, names: &[String]) -> Result<Vec<Paper>> {
         .collect()
 }
 
+/// What a paper is about, from its card in `<root>/<name>/README.md`: the title and the section
+/// "Idea", as Markdown. Empty without a card.
+pub fn about(root: &Path, name: &str) -> String {
+    let Ok(card) = std::fs::read_to_string(root.join(name).join("README.md")) else {
+        return String::new();
+    };
+    let mut sections = card.split("\n## ");
+    let title = sections.next().and_then(|head| head.split_once('\n')).map_or("", |(_, rest)| rest);
+    let idea = sections.find_map(|section| section.strip_prefix("Idea\n")).unwrap_or_default();
+    format!("{}\n\n{}", title.trim(), idea.trim())
+}
+
 /// The executables of a folder as papers, by file name: binaries that were built elsewhere.
 pub fn in_folder(folder: &Path) -> Result<Vec<Paper>> {
     let mut papers = Vec::new();
@@ -127,6 +139,16 @@ fn cargo() -> Command {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_card_gives_its_title_and_idea() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("p")).unwrap();
+        let card = "# p\n\n\"A paper\".\n\n## Idea\n\nVote.\n\n1. first\n\n## Run\n\nx\n";
+        std::fs::write(root.path().join("p/README.md"), card).unwrap();
+        assert_eq!(about(root.path(), "p"), "\"A paper\".\n\nVote.\n\n1. first");
+        assert_eq!(about(root.path(), "q"), "");
+    }
 
     #[test]
     fn only_keeps_known_names() {

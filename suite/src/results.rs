@@ -30,12 +30,14 @@ impl Results {
         Ok(text + "\n")
     }
 
-    /// What is committed: no times, no memory, no paths of one machine.
+    /// What is committed: rows without times and memory, no paths of one machine.
     pub fn without_timings(&self) -> Self {
         let mut copy = self.clone();
         for report in &mut copy.reports {
             report.rows = report.rows.iter().map(Row::without_timings).collect();
             report.figures.clear();
+            report.config.clear();
+            report.about.clear();
         }
         copy
     }
@@ -62,21 +64,20 @@ impl Results {
     pub fn to_results_file(&self) -> String {
         let mut text = String::from("# Results\n\n");
         text.push_str("Written by `cargo suite`; do not edit. ");
-        text.push_str(&format!("Profile {}.\n", self.profile));
+        text.push_str(&format!("Profile {}.\n\n", self.profile));
         for report in &self.reports {
             let commit = report.commit.as_deref().unwrap_or("unknown");
+            let time = report.seconds.map_or_else(String::new, |time| format!(", {time:.0} s"));
             text.push_str(&format!(
-                "{}: commit {commit}, {} with {} threads, {} s.\n",
-                report.paper,
-                report.cpu,
-                report.threads,
-                report.rows.iter().filter_map(|row| row.seconds).sum::<f64>().round(),
+                "- {}: commit {commit}, {} with {} threads{time}\n",
+                report.paper, report.cpu, report.threads,
             ));
         }
         text.push_str(
-            "\nA paper's number stands in brackets where ours can't be held against it (other data, \
-             smaller models); the note says why. ↑ higher is better, ↓ lower is better; intervals \
-             are 95 %.\n\n",
+            "\nEach cell: mean, ± standard deviation over seeds, 95 % interval; the best mean of a \
+             column is bold (controls aside), numbers in brackets behind names are notes. A paper's number stands in brackets where ours can't be held against it (other data, \
+             smaller models); the note says why. ↑ higher is better, ↓ lower is better. Training \
+             kept from an earlier run is not in the seconds.\n\n",
         );
         text.push_str(&self.to_markdown());
         text
@@ -85,8 +86,10 @@ impl Results {
     /// The HTML page.
     pub fn to_page(&self) -> String {
         let title = format!("Septet: results of profile {}", self.profile);
-        let note = "A paper's number stands in brackets where ours can't be held against it; the \
-                    note says why. Hover a row for the claim that it speaks to.";
+        let note = "Every cell: mean, then standard deviation over seeds, 95 % interval and the \
+                    paper's number, which stands in brackets where ours can't be held against it; \
+                    the note says why. The best mean of a column is bold (controls aside). Hover \
+                    a row for the claim that it speaks to.";
         html::page(&title, &[note.to_owned()], &self.reports)
     }
 }
@@ -94,7 +97,7 @@ impl Results {
 /// Holds `new` against the committed results of the same papers: a number may move by `tolerance`
 /// of its size (at least by `tolerance` / 10), and a measured row may not vanish.
 ///
-/// Fails with [`Error::Tolerance`] naming up to five rows.
+/// Every difference is logged; fails with [`Error::Tolerance`] naming up to five of them.
 pub fn check(new: &Results, committed: &Option<Results>, tolerance: f64) -> Result<()> {
     let Some(old) = committed else {
         return Err(Error::Tolerance("--check: there is no RESULTS.json to compare with".into()));
@@ -116,6 +119,9 @@ pub fn check(new: &Results, committed: &Option<Results>, tolerance: f64) -> Resu
     }
     if problems.is_empty() {
         return Ok(());
+    }
+    for problem in &problems {
+        tracing::warn!("{problem}");
     }
     let shown = problems.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
     let count = problems.len();
@@ -171,7 +177,9 @@ mod tests {
     fn committed_results_hold_no_clock() {
         let json = results(Some(0.9)).without_timings().to_json().unwrap();
         assert!(json.contains("\"seconds\": null"), "{json}");
-        assert!(results(Some(0.9)).to_results_file().contains("3 s."));
+        let mut timed = results(Some(0.9));
+        timed.reports[0].seconds = Some(61.0);
+        assert!(timed.to_results_file().contains("with 0 threads, 61 s\n"));
     }
 
     #[test]

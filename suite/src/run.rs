@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::cli::{CommonArgs, Profile};
-use common::report::{Report, Row, number};
+use common::report::{Report, Row, number, png};
 use common::run::{RunFolder, RunSpec, hash8};
 use common::{Error, Result};
 
 use crate::child::{self, Failure};
+use crate::compare::last_run;
 use crate::papers::{self, Paper};
 use crate::results::Results;
 
@@ -22,7 +23,7 @@ pub struct Options {
     /// Compare with RESULTS.json instead of writing it; exit code 7 on a difference
     #[arg(long, global = true)]
     pub check: bool,
-    /// Allowed relative difference of --check
+    /// Allowed relative difference of --check and compare
     #[arg(long, value_name = "SHARE", default_value_t = 0.01, global = true)]
     pub tolerance: f64,
     /// Stop a paper after this many seconds; default by profile
@@ -47,7 +48,7 @@ pub struct Outcome {
 }
 
 /// Folder and paper name of the suite's own runs.
-const NAME: &str = "suite";
+pub(crate) const NAME: &str = "suite";
 
 /// Runs the papers one after another. Results are written after each one to
 /// `<out>/suite/<run>/{results.json,report.html}`; with `--resume` papers that are there already
@@ -118,7 +119,8 @@ fn run_all(
         let start = Instant::now();
         let arguments = arguments(args, folder.path());
         match child::bench(&paper.binary, &arguments, limit(args.profile, options))? {
-            Ok(report) => {
+            Ok(mut report) => {
+                report.about = papers::about(root, &paper.name);
                 let seconds = start.elapsed().as_secs_f64();
                 tracing::info!("{}: {} s. {}", paper.name, number(seconds), report.headline);
                 folder.write(&format!("{}.json", paper.name), report.to_json()?.as_bytes())?;
@@ -200,7 +202,8 @@ fn write_run(folder: &RunFolder, results: &Results) -> Result<PathBuf> {
     Ok(folder.path().join("report.html"))
 }
 
-/// Lays the new reports over the committed ones of the same profile.
+/// Lays the new reports over the committed ones of the same profile, and draws the first figure of
+/// each new one for the README.
 fn write_committed(new: &Results, committed: &Option<Results>, root: &Path) -> Result<()> {
     let kept = committed.as_ref().filter(|old| old.profile == new.profile);
     let mut all = kept
@@ -213,19 +216,20 @@ fn write_committed(new: &Results, committed: &Option<Results>, root: &Path) -> R
     for (name, text) in [("RESULTS.md", all.to_results_file()), ("RESULTS.json", json)] {
         common::data::atomic_write(&root.join(name), text.as_bytes())?;
     }
+    let pictures = root.join("docs/pictures");
+    std::fs::create_dir_all(&pictures).map_err(Error::io(&pictures))?;
+    for report in &new.reports {
+        if let Some(figure) = report.figures.first() {
+            let picture = png(&figure.svg, 1.0)?;
+            common::data::atomic_write(&pictures.join(format!("{}.png", report.paper)), &picture)?;
+        }
+    }
     Ok(())
 }
 
 /// Writes the page of the last run again, with its figures as they are now.
 pub fn report(args: &CommonArgs) -> Result<(Results, PathBuf)> {
-    let parent = args.out.join(NAME);
-    let none = || Error::usage(format!("{}: no run yet, start `cargo suite`", parent.display()));
-    let entries = std::fs::read_dir(&parent).map_err(|_| none())?;
-    let last = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.join("results.json").exists())
-        .max()
-        .ok_or_else(none)?;
+    let last = last_run(&args.out)?;
     let read = Results::read(&last.join("results.json"))?;
     let mut results = Results { profile: read.profile, reports: Vec::new() };
     for report in read.reports {

@@ -2,9 +2,10 @@
 //! dark. Every text is escaped; product texts and error messages are untrusted.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use pulldown_cmark::{Event, Parser, Tag, TagEnd};
 
-use super::markdown::paper_value;
-use super::{Figure, Report, Row, number};
+use super::grid::{Cell, Grid, Line, grids};
+use super::{Figure, Report, number};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -33,11 +34,15 @@ pub fn page(title: &str, notes: &[String], reports: &[Report]) -> String {
     markup.into_string() + "\n"
 }
 
+/// The front page: one verdict per paper.
 fn contents(reports: &[Report]) -> Markup {
     html! {
-        ul.contents {
+        nav.contents {
             @for report in reports {
-                li { a href={ "#" (report.paper) } { (report.paper) } ": " (report.headline) }
+                article {
+                    h2 { a href={ "#" (report.paper) } { (report.paper) } }
+                    p { (report.headline) }
+                }
             }
         }
     }
@@ -49,71 +54,85 @@ fn section(report: &Report) -> Markup {
         section id=(report.paper) {
             h2 { (report.paper) }
             p.headline { (report.headline) }
+            @if !report.about.is_empty() { div.about { (markdown(&report.about)) } }
             p.machine {
                 "Profile " (report.profile) ", commit " (commit) ", " (report.cpu) ", "
-                (report.threads) " threads."
+                (report.threads) " threads"
+                @if let Some(seconds) = report.seconds { ", " (number(seconds)) " s" }
+                "."
             }
-            @for dataset in datasets(&report.rows) {
-                h3 { (dataset) }
-                (table(report.rows.iter().filter(|row| row.dataset == dataset)))
+            @if !report.config.is_empty() {
+                details { summary { "Config" } pre { (report.config) } }
             }
             @for figure in &report.figures { (picture(figure)) }
+            @for grid in grids(&report.rows) {
+                h3 { (grid.title) }
+                (table(&grid))
+            }
         }
     }
 }
 
-fn datasets(rows: &[Row]) -> Vec<&str> {
-    let mut seen: Vec<&str> = Vec::new();
-    for row in rows {
-        if !seen.contains(&row.dataset.as_str()) {
-            seen.push(&row.dataset);
-        }
-    }
-    seen
+/// Markdown as HTML. Links become plain text, since the page stands alone; raw HTML is left out.
+fn markdown(text: &str) -> Markup {
+    let events = Parser::new(text).filter_map(|event| match event {
+        Event::Start(Tag::Link { .. } | Tag::Image { .. })
+        | Event::End(TagEnd::Link | TagEnd::Image)
+        | Event::Html(_)
+        | Event::InlineHtml(_) => None,
+        other => Some(other),
+    });
+    let mut out = String::new();
+    pulldown_cmark::html::push_html(&mut out, events);
+    PreEscaped(out)
 }
 
-fn table<'a>(rows: impl Iterator<Item = &'a Row>) -> Markup {
+/// Means with their details below them; the best mean of a column is bold, notes follow the table.
+fn table(grid: &Grid<'_>) -> Markup {
     html! {
         div.scroll {
             table {
                 thead {
                     tr {
-                        th { "method" } th { "role" } th { "metric" } th.number { "value" }
-                        th.number { "95 % interval" } th.number { "n" } th.number { "paper" }
-                        th.number { "seconds" } th { "note" }
+                        th { "method" } th { "role" }
+                        @for column in &grid.columns { th.number { (column.label()) } }
+                        th.number { "n" }
                     }
                 }
                 tbody {
-                    @for row in rows {
-                        tr class=(row.role.name()) title=(row.claim) {
-                            td { (row.method) }
-                            td { (row.role.name()) }
-                            td { (row.metric) (if row.higher_is_better { " ↑" } else { " ↓" }) }
-                            td.number { (value(row)) }
-                            td.number {
-                                @if let Some([low, high]) = row.ci95 {
-                                    (number(low)) " … " (number(high))
-                                }
+                    @for line in &grid.lines {
+                        tr class=(line.role.name()) title=(claim(line)) {
+                            td { (line.method) (mark(line.note)) }
+                            td { (line.role.name()) }
+                            @for cell in &line.cells {
+                                td.number { @if let Some(cell) = cell { (value(cell)) } }
                             }
-                            td.number { (row.n) }
-                            td.number { (paper_value(row)) }
-                            td.number {
-                                @if let Some(seconds) = row.seconds { (number(seconds)) }
-                            }
-                            td { (row.note.as_deref().unwrap_or_default()) }
+                            td.number { (line.size()) }
                         }
                     }
                 }
             }
         }
+        @if !grid.notes.is_empty() {
+            ol.notes { @for note in &grid.notes { li { (note) } } }
+        }
     }
 }
 
-fn value(row: &Row) -> String {
-    match (row.mean, row.sd) {
-        (Some(mean), Some(sd)) => format!("{} ± {}", number(mean), number(sd)),
-        (Some(mean), None) => number(mean),
-        (None, _) => "not run".to_owned(),
+fn claim<'a>(line: &Line<'a>) -> &'a str {
+    line.cells.iter().flatten().map(|cell| cell.row.claim.as_str()).next().unwrap_or_default()
+}
+
+fn mark(note: Option<usize>) -> Markup {
+    html! { @if let Some(at) = note { sup { (at + 1) } } }
+}
+
+fn value(cell: &Cell<'_>) -> Markup {
+    html! {
+        @if cell.best { strong { (cell.mean()) } } @else { (cell.mean()) }
+        (mark(cell.note))
+        @let details = cell.details();
+        @if !details.is_empty() { br; small { (details) } }
     }
 }
 
@@ -146,6 +165,7 @@ fn base64(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Row;
     use super::*;
 
     #[test]
@@ -171,6 +191,8 @@ mod tests {
                 ..Row::default()
             }],
             figures: vec![Figure::new(evil, evil, format!("<svg>{evil}</svg>"))],
+            about: format!("{evil} [a](https://x) ![b](https://y)"),
+            config: evil.into(),
             ..Report::default()
         };
         let page = page(evil, &[evil.to_owned()], &[report]);

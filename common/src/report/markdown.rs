@@ -1,6 +1,7 @@
 //! Rows as Markdown.
 
 use super::Row;
+use super::grid::{Line, grids};
 
 /// A number for people: about four significant digits, no exponent between 1e-4 and 1e6.
 pub fn number(value: f64) -> String {
@@ -20,56 +21,50 @@ pub fn number(value: f64) -> String {
     }
 }
 
-/// One table per dataset in the order of the rows. A row that was not run shows "not run" and its
-/// note.
+/// One table per dataset, or per metric of datasets with the same methods, in the order of the
+/// rows: a line per method, a column per metric, the best mean in bold, notes as a numbered list
+/// below. A row that was not run shows "not run".
 pub fn table(rows: &[Row]) -> String {
-    let mut datasets: Vec<&str> = Vec::new();
-    for row in rows {
-        if !datasets.contains(&row.dataset.as_str()) {
-            datasets.push(&row.dataset);
-        }
-    }
     let mut text = String::new();
-    for dataset in datasets {
-        text.push_str(&format!("### {}\n\n", cell(dataset)));
-        text.push_str("| method | role | metric | value | 95 % interval | n | paper | note |\n");
-        text.push_str("|---|---|---|---:|---:|---:|---:|---|\n");
-        for row in rows.iter().filter(|row| row.dataset == dataset) {
-            text.push_str(&line(row));
+    for grid in grids(rows) {
+        text.push_str(&format!("### {}\n\n", cell(&grid.title)));
+        let labels: Vec<String> = grid.columns.iter().map(|column| cell(&column.label())).collect();
+        text.push_str(&format!("| method | role | {} | n |\n", labels.join(" | ")));
+        text.push_str(&format!("|---|---|{}---:|\n", "---:|".repeat(labels.len())));
+        for line in &grid.lines {
+            text.push_str(&markdown_line(line));
         }
         text.push('\n');
+        for (index, note) in grid.notes.iter().enumerate() {
+            text.push_str(&format!("{}. {}\n", index + 1, cell(note)));
+        }
+        if !grid.notes.is_empty() {
+            text.push('\n');
+        }
     }
     text
 }
 
-fn line(row: &Row) -> String {
-    let value = match (row.mean, row.sd) {
-        (Some(mean), Some(sd)) => format!("{} ± {}", number(mean), number(sd)),
-        (Some(mean), None) => number(mean),
-        (None, _) => "not run".to_owned(),
-    };
-    let interval = row
-        .ci95
-        .map_or_else(String::new, |[low, high]| format!("{} … {}", number(low), number(high)));
-    let arrow = if row.higher_is_better { "↑" } else { "↓" };
+fn markdown_line(line: &Line<'_>) -> String {
+    let mark = |note: Option<usize>| note.map_or_else(String::new, |at| format!(" ({})", at + 1));
+    let cells: Vec<String> = line
+        .cells
+        .iter()
+        .map(|value| {
+            let Some(value) = value else { return String::new() };
+            let mean = if value.best { format!("**{}**", value.mean()) } else { value.mean() };
+            let words = [mean, value.details(), mark(value.note).trim_start().to_owned()];
+            words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+        })
+        .collect();
     format!(
-        "| {} | {} | {} {arrow} | {value} | {interval} | {} | {} | {} |\n",
-        cell(&row.method),
-        row.role.name(),
-        cell(&row.metric),
-        row.n,
-        paper_value(row),
-        cell(row.note.as_deref().unwrap_or_default()),
+        "| {}{} | {} | {} | {} |\n",
+        cell(line.method),
+        mark(line.note),
+        line.role.name(),
+        cells.join(" | "),
+        line.size(),
     )
-}
-
-/// The paper's number, in brackets when ours can't be held against it.
-pub(super) fn paper_value(row: &Row) -> String {
-    match row.paper_value {
-        Some(value) if row.comparable => number(value),
-        Some(value) => format!("({})", number(value)),
-        None => String::new(),
-    }
 }
 
 /// Text that stays inside one cell and is no markup.
@@ -117,9 +112,35 @@ mod tests {
     }
 
     #[test]
+    fn a_line_holds_mean_deviation_interval_and_note() {
+        let row = |method: &str, mean| Row {
+            dataset: "rte".into(),
+            method: method.into(),
+            metric: "auc".into(),
+            mean: Some(mean),
+            n: 8,
+            ..Row::default()
+        };
+        let first = Row {
+            sd: Some(0.01),
+            ci95: Some([0.88, 0.92]),
+            note: Some("3 seeds".into()),
+            ..row("a", 0.9)
+        };
+        let text = table(&[first, row("b", 0.5)]);
+        assert!(text.contains("| method | role | auc ↑ | n |"), "{text}");
+        assert!(
+            text.contains("| a (1) | paper | **0.9000** ± 0.0100 0.8800 … 0.9200 | 8 |"),
+            "{text}"
+        );
+        assert!(text.contains("| b | paper | 0.5000 | 8 |\n\n1. 3 seeds\n"), "{text}");
+    }
+
+    #[test]
     fn numbers_of_other_settings_stand_in_brackets() {
         let row = Row { paper_value: Some(95.6), mean: Some(1.0), ..Row::default() };
-        assert!(table(std::slice::from_ref(&row)).contains("(95.60)"));
-        assert!(!table(&[Row { comparable: true, ..row }]).contains("(95.60)"));
+        assert!(table(std::slice::from_ref(&row)).contains("(paper 95.60)"));
+        let comparable = table(&[Row { comparable: true, ..row }]);
+        assert!(comparable.contains("paper 95.60") && !comparable.contains("(paper"));
     }
 }

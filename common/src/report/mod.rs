@@ -4,6 +4,7 @@
 //! Markdown ([`Report::to_markdown`]) and one self-contained HTML page ([`html::page`]).
 
 pub mod cli;
+mod grid;
 mod headline;
 pub mod html;
 mod markdown;
@@ -42,6 +43,15 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// One sentence from [`headline()`].
     pub headline: String,
+    /// Wall time of the whole bench; training that was kept from an earlier run is not in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// The resolved config as TOML, each value with its origin.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub config: String,
+    /// What the paper is about, as Markdown; pages show it above the numbers.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub about: String,
 }
 
 impl Report {
@@ -58,8 +68,9 @@ impl Report {
         }
     }
 
-    /// Puts the paper's name into rows without one, generates the headline and checks the rows: every number finite, every row that
-    /// was not run or is not comparable with a note. Fails with [`Error::Bug`].
+    /// Puts the paper's name into rows without one, generates the headline and checks the rows:
+    /// every number finite, every row that was not run or is not comparable with a note. Fails
+    /// with [`Error::Bug`].
     pub fn finish(mut self) -> Result<Self> {
         for row in &mut self.rows {
             if row.paper.is_empty() {

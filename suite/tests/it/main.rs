@@ -181,6 +181,25 @@ fn report_prints_the_last_run_again() {
 }
 
 #[test]
+fn two_runs_compare_by_their_numbers() {
+    let bench = Bench::new();
+    let run = |accuracy: f64, out: &str| {
+        bench.good_paper("one", accuracy);
+        assert!(bench.suite(&["--profile", "smoke", "--out", out]).status.success());
+    };
+    run(0.75, "a");
+    run(0.75 + 1e-8, "b");
+    run(0.7, "c");
+    let compare = |a: &str, b: &str, tolerance: &str| {
+        bench.suite(&["compare", a, b, "--tolerance", tolerance]).status.code()
+    };
+    assert_eq!(compare("a", "b", "1e-6"), Some(0));
+    assert_eq!(compare("a", "b", "0"), Some(7));
+    assert_eq!(compare("a", "c", "1e-3"), Some(7));
+    assert_eq!(compare("a", "nowhere", "1e-3"), Some(2));
+}
+
+#[test]
 fn wrong_usage_is_named() {
     let bench = Bench::new();
     bench.good_paper("one", 0.75);

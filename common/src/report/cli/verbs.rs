@@ -24,7 +24,10 @@ pub fn bench<C: Serialize>(
 ) -> Result<String> {
     let seeds = args.seed_values(default_seeds);
     let folder = RunFolder::open(&RunSpec::new(paper, args, resolved, &seeds))?;
+    let start = std::time::Instant::now();
     let outcome = measure(&folder, &seeds).and_then(|mut report| {
+        report.seconds = Some(start.elapsed().as_secs_f64().round());
+        report.config = resolved.to_toml();
         folder.write_report(&mut report)?;
         if args.json { report.to_json() } else { Ok(report.to_markdown()) }
     });

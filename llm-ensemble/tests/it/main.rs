@@ -7,3 +7,4 @@ mod bench_data;
 mod cli;
 mod label;
 mod properties;
+mod sample;

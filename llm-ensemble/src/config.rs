@@ -373,11 +373,23 @@ pub struct AggregateConfig {
     pub options: Options,
     /// Predictions with a lower confidence are left open (`predict` writes no label); 0 = none.
     pub abstain_below: f64,
+    /// Learn one accuracy per worker over all attributes and shrink each attribute's accuracies
+    /// towards it (IWMV and one coin; other methods do not use it).
+    pub shared: bool,
+    /// Scale confidences by one exponent per attribute: fitted on the gold rows if there are any,
+    /// else on how well the others' votes predict each vote.
+    pub calibrate: bool,
 }
 
 impl Default for AggregateConfig {
     fn default() -> Self {
-        Self { method: Method::Iwmv, options: Options::default(), abstain_below: 0.0 }
+        Self {
+            method: Method::Iwmv,
+            options: Options::default(),
+            abstain_below: 0.0,
+            shared: false,
+            calibrate: false,
+        }
     }
 }
 

@@ -6,9 +6,9 @@ use common::{Error, Result, data};
 use serde::{Deserialize, Serialize};
 
 use crate::config::AggregateConfig;
-use crate::model::{bound, vote};
+use crate::model::{bound, confusion, vote};
 use crate::train::{self, Consensus, Evidence, Method, Options};
-use crate::votes::{Label, MISSING, Votes};
+use crate::votes::{MISSING, Votes};
 
 /// Weights per attribute, as `fit` writes them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +44,13 @@ pub struct AttributeModel {
     /// when it says nothing (≥ 1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_bound: Option<f64>,
+    /// Share of each label (Eq. 7's π), for methods with a posterior over a closed label set; its
+    /// workers then have confusion matrices and `predict` applies Eq. 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_prior: Option<Vec<f64>>,
+    /// Exponent of the posterior that calibrates confidences; absent without calibration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<f64>,
     /// What to know about the votes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -61,6 +68,9 @@ pub struct WorkerModel {
     pub accuracy: Option<f64>,
     /// Weight of its vote; 0 without votes.
     pub weight: f64,
+    /// Confusion matrix C (Eq. 7): one row per true label, P(voted label) in the row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confusion: Option<Vec<Vec<f64>>>,
 }
 
 /// The label of one item.
@@ -78,7 +88,7 @@ pub struct Prediction {
     pub votes: usize,
 }
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 impl Ensemble {
     /// Without attributes.
@@ -91,15 +101,23 @@ impl Ensemble {
         }
     }
 
-    /// Adds a fitted attribute.
-    pub fn add(&mut self, name: &str, votes: &Votes, result: &Consensus) {
+    /// Adds a fitted attribute, with the exponent of its calibration if there is one.
+    pub fn add(&mut self, name: &str, votes: &Votes, result: &Consensus, calibration: Option<f64>) {
         let cast = votes.votes_per_worker();
+        let l = votes.labels.len();
+        let confusions = train::confusions(votes, result, &self.options);
+        let matrix = |table: &[f64]| -> Vec<Vec<f64>> {
+            (0..l).map(|truth| (0..l).map(|voted| table[voted * l + truth]).collect()).collect()
+        };
         let workers = (0..votes.workers.len())
             .map(|worker| WorkerModel {
                 name: votes.workers.name(worker),
                 votes: cast[worker],
                 accuracy: result.accuracy[worker],
                 weight: result.weights[worker],
+                confusion: confusions
+                    .as_ref()
+                    .map(|c| matrix(&c.table[worker * l * l..(worker + 1) * l * l])),
             })
             .collect();
         let accuracies: Vec<f64> = result.accuracy.iter().map(|w| w.unwrap_or(0.0)).collect();
@@ -113,6 +131,8 @@ impl Ensemble {
             rounds: result.rounds,
             ties: result.ties,
             fallbacks: result.fallbacks.len(),
+            class_prior: confusions.map(|c| c.prior),
+            calibration,
             error_bound: Some(bound).filter(|bound| *bound < 1.0),
             warnings: result.warnings.iter().map(|warning| format!("{warning:?}")).collect(),
         });
@@ -148,11 +168,18 @@ impl Ensemble {
         if !model.attributes.iter().all(|a| a.workers.iter().all(finite)) {
             return Err(refuse("a weight or accuracy out of range".into()));
         }
+        if let Some(attribute) = model.attributes.iter().find(|a| !a.has_sound_confusions()) {
+            return Err(refuse(format!(
+                "confusion matrices of attribute {:?} that do not fit its labels",
+                attribute.name
+            )));
+        }
         Ok(model)
     }
 
-    /// Labels the items of `votes` by a vote with this model's weights. Workers that the model
-    /// does not know have no weight.
+    /// Labels the items of `votes`: by Eq. 8 where the model has confusion matrices, else by a vote
+    /// with its weights. A worker that the model does not know counts as its average worker in the
+    /// first case and has no weight in the second.
     ///
     /// # Errors
     /// An attribute that the model does not know.
@@ -165,6 +192,9 @@ impl Ensemble {
         let model = self.attributes.iter().find(|a| a.name == name).ok_or_else(|| {
             Error::data(format!("attribute {name:?}"), "an attribute that the model was fitted on")
         })?;
+        if let Some(prior) = &model.class_prior {
+            return Ok(model.predict_by_confusion(prior, votes, config));
+        }
         let known = |worker: usize| {
             let name = votes.workers.name(worker);
             model.workers.iter().find(|w| w.name == name)
@@ -176,48 +206,145 @@ impl Ensemble {
         };
         let mut result = train::fit(votes, Method::Wmv, &evidence, &self.options)?;
         result.accuracy = workers.iter().map(|w| w.and_then(|w| w.accuracy)).collect();
-        Ok(labelled(name, votes, &result, config))
+        Ok(labelled(name, votes, &result, config, model.calibration))
     }
 }
 
-/// Labels with their confidence: the posterior of probabilistic methods, otherwise that of the
+impl AttributeModel {
+    fn has_sound_confusions(&self) -> bool {
+        let l = self.labels.len();
+        let sound = |row: &Vec<f64>| row.len() == l && row.iter().all(|p| (0.0..=1.1).contains(p));
+        match &self.class_prior {
+            None => true,
+            Some(prior) => {
+                sound(prior)
+                    && self.workers.iter().all(|worker| {
+                        let matrix = worker.confusion.as_ref();
+                        matrix.is_some_and(|rows| rows.len() == l && rows.iter().all(sound))
+                    })
+            }
+        }
+    }
+
+    /// Eq. 8 with this model's matrices. Votes for labels that the model does not know say nothing.
+    fn predict_by_confusion(
+        &self,
+        prior: &[f64],
+        votes: &Votes,
+        config: &AggregateConfig,
+    ) -> Vec<Prediction> {
+        let l = self.labels.len();
+        let average = self.average_confusion();
+        // ln C as [worker][voted label][true label], like the tables of the fit.
+        let tables: Vec<Vec<f64>> = (0..votes.workers.len())
+            .map(|worker| {
+                let name = votes.workers.name(worker);
+                let known = self.workers.iter().find(|w| w.name == name);
+                let matrix = known.and_then(|w| w.confusion.as_ref()).unwrap_or(&average);
+                (0..l * l).map(|at| matrix[at % l][at / l].max(1e-300).ln()).collect()
+            })
+            .collect();
+        let code_of: Vec<Option<usize>> = (0..votes.labels.len())
+            .map(|label| {
+                let name = votes.labels.name(label);
+                self.labels.iter().position(|own| *own == name)
+            })
+            .collect();
+        let mut joint = vec![0.0; l];
+        (0..votes.items.len())
+            .map(|item| {
+                joint.iter_mut().zip(prior).for_each(|(j, p)| *j = p.max(1e-300).ln());
+                let mut heard = 0;
+                for (worker, label) in votes.of(item) {
+                    let Some(code) = code_of[label as usize] else { continue };
+                    heard += 1;
+                    let row = &tables[worker][code * l..][..l];
+                    joint.iter_mut().zip(row).for_each(|(j, c)| *j += c);
+                }
+                let label = vote::argmax(&joint);
+                let exponent = self.calibration.unwrap_or(1.0);
+                joint.iter_mut().for_each(|j| *j *= exponent);
+                confusion::normalise_log(&mut joint);
+                let confidence = (heard > 0).then(|| joint[label as usize]);
+                let sure = confidence.is_some_and(|p| p >= config.abstain_below);
+                Prediction {
+                    attribute: self.name.clone(),
+                    item: votes.items.name(item),
+                    label: if sure { self.labels[label as usize].clone() } else { String::new() },
+                    confidence,
+                    votes: votes.range(item).len(),
+                }
+            })
+            .collect()
+    }
+
+    /// Mean confusion matrix, every worker counted by its votes.
+    fn average_confusion(&self) -> Vec<Vec<f64>> {
+        let l = self.labels.len();
+        let mut mean = vec![vec![0.0; l]; l];
+        let total: usize = self.workers.iter().map(|worker| worker.votes).sum();
+        for worker in &self.workers {
+            let share = worker.votes as f64 / total.max(1) as f64;
+            for (mean, row) in mean.iter_mut().zip(worker.confusion.iter().flatten()) {
+                mean.iter_mut().zip(row).for_each(|(m, p)| *m += share * p);
+            }
+        }
+        mean
+    }
+}
+
+/// Probability per item and label: the posterior of probabilistic methods, otherwise that of the
 /// one-coin model at the estimated accuracies (the log-odds sums of Eq. 6, normalised).
-pub fn labelled(
-    attribute: &str,
-    votes: &Votes,
-    result: &Consensus,
-    config: &AggregateConfig,
-) -> Vec<Prediction> {
+pub fn posterior(votes: &Votes, result: &Consensus) -> Vec<f64> {
+    if result.probabilistic {
+        return result.scores.clone();
+    }
     let l = votes.labels.len();
     let log_odds: Vec<f64> = result
         .accuracy
         .iter()
         .map(|w| w.map_or(0.0, |w| vote::log_odds_weight(l as f64, w)))
         .collect();
-    let mut sums = vec![0.0; l];
+    let mut rows = vec![0.0; votes.items.len() * l];
+    for (item, row) in rows.chunks_exact_mut(l.max(1)).enumerate() {
+        for (worker, label) in votes.of(item) {
+            row[label as usize] += log_odds[worker];
+        }
+        confusion::normalise_log(row);
+    }
+    rows
+}
+
+/// Labels with their confidence: the [`posterior`], raised to the `calibration` exponent if there
+/// is one.
+pub fn labelled(
+    attribute: &str,
+    votes: &Votes,
+    result: &Consensus,
+    config: &AggregateConfig,
+    calibration: Option<f64>,
+) -> Vec<Prediction> {
+    let l = votes.labels.len();
+    let mut rows = posterior(votes, result);
     (0..votes.items.len())
         .map(|item| {
+            let row = &mut rows[item * l..(item + 1) * l];
             let code = result.label[item];
-            let voters = votes.range(item).len();
             let mut prediction = Prediction {
                 attribute: attribute.to_owned(),
                 item: votes.items.name(item),
                 label: String::new(),
                 confidence: None,
-                votes: voters,
+                votes: votes.range(item).len(),
             };
             if code == MISSING {
                 return prediction;
             }
-            let confidence = if result.probabilistic {
-                result.scores_of(item)[code as usize]
-            } else {
-                sums.fill(0.0);
-                for (worker, label) in votes.of(item) {
-                    sums[label as usize] += log_odds[worker];
-                }
-                share(&sums, code)
-            };
+            if let Some(exponent) = calibration {
+                row.iter_mut().for_each(|p| *p = exponent * p.max(1e-300).ln());
+                confusion::normalise_log(row);
+            }
+            let confidence = row[code as usize];
             prediction.confidence = Some(confidence);
             if confidence >= config.abstain_below {
                 prediction.label = votes.labels.name(code as usize);
@@ -225,11 +352,4 @@ pub fn labelled(
             prediction
         })
         .collect()
-}
-
-/// exp(sums\[code\]) / Σ exp(sums).
-fn share(sums: &[f64], code: Label) -> f64 {
-    let top = sums.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let total: f64 = sums.iter().map(|sum| (sum - top).exp()).sum();
-    (sums[code as usize] - top).exp() / total
 }

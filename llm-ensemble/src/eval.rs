@@ -129,9 +129,18 @@ impl Calibrated {
 /// its worker's accuracy): workers that err together make a posterior too sure of itself, and it
 /// then predicts held-out votes badly.
 pub fn calibrate(votes: &Votes, consensus: &Consensus, gold: &[Option<Label>]) -> Calibrated {
+    calibrate_posterior(votes, consensus, &probabilities(votes, consensus), gold)
+}
+
+/// [`calibrate`] for given probabilities (items × L) in place of [`probabilities`].
+pub fn calibrate_posterior(
+    votes: &Votes,
+    consensus: &Consensus,
+    posterior: &[f64],
+    gold: &[Option<Label>],
+) -> Calibrated {
     let l = consensus.labels;
-    let log_posterior: Vec<f64> =
-        probabilities(votes, consensus).iter().map(|p| p.max(1e-300).ln()).collect();
+    let log_posterior: Vec<f64> = posterior.iter().map(|p| p.max(1e-300).ln()).collect();
     let has_gold = gold.iter().any(Option::is_some);
     let loss = |exponent: f64| {
         if has_gold {

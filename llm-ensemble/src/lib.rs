@@ -19,10 +19,17 @@
 //! | Eq. 6, log-odds weight | [`model::vote::log_odds_weight`] |
 //! | Algorithm 2, Dawid–Skene EM | [`train::fit`] with [`train::Method::DawidSkene`] |
 //! | Eq. 7, M step | [`model::confusion::m_step`] |
-//! | Eq. 8, E step | [`model::confusion::e_step`], one coin: [`model::confusion::e_step_one_coin`] |
+//! | Eq. 8, E step | [`model::confusion::e_step`], one coin: [`model::confusion::e_step_odds`] |
 //! | §3.1 ties, L, degenerate input | [`train::Ties`], [`train::Cardinality`], [`train::Warning`] |
 //! | §3.4 prompts (list, schema) and parser | [`labelers::prompts`], [`data::parse`] |
 //! | §3.5 labelers | [`labelers::Labeler`] and its implementations |
+//! | §10 weights shared across attributes, with shrinkage | [`train::Shared`], [`train::per_attribute_shared`] |
+//! | §10 incremental update with new votes | [`train::update`] |
+//! | §10 gold rows, prior accuracies | [`train::Evidence`] |
+//! | §10 calibrated posterior, confidence, abstention | [`eval::calibrate`], [`ensemble::labelled`] |
+//! | §8, §10 label cost report | [`eval::label_cost`] |
+//! | Eq. 8 on other votes, with a fitted model | [`ensemble::Ensemble::predict`], [`train::confusions`] |
+//! | one coin over closed and open label sets | [`train::Method::OneCoin`], [`train::Method::OpenOneCoin`] |
 //! | §7 baselines | [`baselines`] |
 //! | §8 metrics | [`eval`] |
 //! | ours: opinion pool for errors that depend on the class or are shared | [`train::Method::OpinionPool`] |

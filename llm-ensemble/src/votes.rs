@@ -253,6 +253,8 @@ pub struct Votes {
     starts: Vec<usize>,
     worker: Vec<u32>,
     label: Vec<Label>,
+    /// Votes per worker.
+    cast: Vec<usize>,
     /// Labels in order of first appearance.
     appearance: Vec<Label>,
 }
@@ -315,10 +317,12 @@ impl Votes {
                 break;
             }
         }
-        let mut votes = Self { items, workers, labels, starts, worker, label, appearance };
+        let cast = Vec::new();
+        let mut votes = Self { items, workers, labels, starts, worker, label, cast, appearance };
         if duplicates != Duplicates::Keep {
             votes.remove_duplicates(duplicates, rows)?;
         }
+        votes.recount();
         Ok(votes)
     }
 
@@ -424,12 +428,15 @@ impl Votes {
     }
 
     /// T_i = Σ_j T_ij: votes per worker.
-    pub fn votes_per_worker(&self) -> Vec<usize> {
-        let mut counts = vec![0; self.workers.len()];
+    pub fn votes_per_worker(&self) -> &[usize] {
+        &self.cast
+    }
+
+    fn recount(&mut self) {
+        self.cast = vec![0; self.workers.len()];
         for &worker in &self.worker {
-            counts[worker as usize] += 1;
+            self.cast[worker as usize] += 1;
         }
-        counts
     }
 
     /// Mean number of distinct answers per answered item: the effective L of open label sets.
@@ -496,6 +503,7 @@ impl Votes {
         votes.starts[items] = kept;
         votes.worker.truncate(kept);
         votes.label.truncate(kept);
+        votes.recount();
         votes
     }
 }

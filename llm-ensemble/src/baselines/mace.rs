@@ -50,7 +50,7 @@ pub fn mace(votes: &Votes, evidence: &Evidence, options: &Options) -> Consensus 
     let totals = votes.votes_per_worker();
     let competence: Vec<Option<f64>> = workers
         .iter()
-        .zip(&totals)
+        .zip(totals)
         .map(|(worker, &n)| (n > 0).then_some(worker.knows / (worker.knows + worker.spams)))
         .collect();
     let report = EmReport {

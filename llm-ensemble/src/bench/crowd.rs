@@ -167,8 +167,45 @@ pub fn run(
             ..row("mean of crowd sets", method, role)
         });
     }
+    if sets.len() > 1 {
+        rows.push(chosen_on_the_others(&sets, &table));
+    }
     let figures = figures(&sets, &table)?;
     Ok((rows, figures))
+}
+
+/// What choosing a method by its accuracy on other crowds is worth: for every set, the method with
+/// the best mean over the other sets.
+fn chosen_on_the_others(sets: &[(&str, CrowdSet)], table: &HashMap<(Method, &str), f64>) -> Row {
+    let mut picks: Vec<(&'static str, usize)> = Vec::new();
+    let mut values = Vec::new();
+    for (name, _) in sets {
+        let elsewhere = |method: Method| -> f64 {
+            sets.iter().filter(|(other, _)| other != name).map(|(o, _)| table[&(method, *o)]).sum()
+        };
+        let mut best = METHODS[0].0;
+        for (method, _) in METHODS {
+            if elsewhere(method) > elsewhere(best) {
+                best = method;
+            }
+        }
+        values.push(table[&(best, *name)]);
+        match picks.iter_mut().find(|(method, _)| *method == best.name()) {
+            Some((_, count)) => *count += 1,
+            None => picks.push((best.name(), 1)),
+        }
+    }
+    let picks: Vec<String> = picks.iter().map(|(name, n)| format!("{name} {n} times")).collect();
+    Row {
+        mean: Some(stats::mean_sd(&values).0),
+        n: values.len(),
+        method: "method chosen on the other sets".into(),
+        note: Some(format!(
+            "for every set, the method with the best mean over the others: {}",
+            picks.join(", ")
+        )),
+        ..row("mean of crowd sets", Method::OpinionPool, Role::Control)
+    }
 }
 
 fn worst_difference(

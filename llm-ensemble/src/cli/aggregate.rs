@@ -1,27 +1,30 @@
 //! `fit`, `predict`, `merge`, `eval`: from votes to labels.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::cli::{CommonArgs, Resolved};
 use common::data::{ReadOptions, Table, Values, split, write};
 use common::rng::Seed;
 use common::{Error, Result, stats};
+use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::config::Config;
-use crate::data::{AttributeVotes, Gold, read_gold, read_votes};
-use crate::ensemble::{Ensemble, Prediction};
-use crate::eval;
-use crate::train::{self, Evidence, Method};
+use crate::config::{AggregateConfig, Config};
+use crate::data::{AttributeVotes, Gold, Schema, VoteStats, read_gold, read_votes};
+use crate::ensemble::{self, Ensemble, Prediction};
+use crate::eval::{self, DroppedWorker};
+use crate::train::{self, Consensus, Evidence, Method, Shared};
 use crate::votes::{Label, Votes};
 use common::cli::text::{self, percent};
 
 /// Flags of `fit`.
 #[derive(Debug, clap::Args)]
 pub struct FitArgs {
-    /// Vote file (.csv, .tsv, .jsonl, .parquet), long or wide form
-    pub votes: PathBuf,
+    /// Vote files (.csv, .tsv, .jsonl, .parquet), long or wide form; several are taken together
+    #[arg(required = true)]
+    pub votes: Vec<PathBuf>,
     /// Attribute schema that closes the label sets
     #[arg(long, value_name = "FILE")]
     pub attributes: Option<PathBuf>,
@@ -34,6 +37,12 @@ pub struct FitArgs {
     /// Labels of the votes' items, to write as well
     #[arg(long, value_name = "FILE")]
     pub labels: Option<PathBuf>,
+    /// Earlier model to start from when votes were added: IWMV then needs fewer rounds
+    #[arg(long, value_name = "FILE")]
+    pub start: Option<PathBuf>,
+    /// Report what dropping each worker would save and cost (one fit per worker)
+    #[arg(long)]
+    pub label_cost: bool,
 }
 
 /// Flags of `predict`.
@@ -100,15 +109,23 @@ impl std::str::FromStr for Shard {
 pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, resolved: &Resolved<Config>) -> Result<String> {
     let config = &resolved.config;
     let schema = super::schema(&fit.attributes)?;
-    let (attributes, stats) = read_votes(&fit.votes, &config.input, schema.as_ref())?;
+    let (attributes, stats) = read_all(&fit.votes, config, schema.as_ref())?;
     let gold = fit.gold.as_deref().map(|path| read_gold(path, &config.input)).transpose()?;
-    let (ensemble, labelled) = fit_all(&attributes, gold.as_ref(), config)?;
+    let start = fit.start.as_deref().map(Ensemble::read).transpose()?;
+    let (ensemble, labelled) = fit_all(&attributes, gold.as_ref(), start.as_ref(), config)?;
+    let costs =
+        if fit.label_cost { label_costs(&attributes, gold.as_ref(), config)? } else { Vec::new() };
     ensemble.write(&fit.model)?;
     if let Some(path) = &fit.labels {
         write_labels(path, &labelled)?;
     }
     if args.json {
-        return text::json(&json!({ "input": stats, "model": ensemble }));
+        let mut out = json!({ "input": stats, "model": ensemble });
+        if fit.label_cost {
+            let costs: BTreeMap<_, _> = costs.into_iter().collect();
+            out["label_cost"] = json!(costs);
+        }
+        return text::json(&out);
     }
     let mut rows = Vec::new();
     for attribute in &ensemble.attributes {
@@ -136,26 +153,138 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, resolved: &Resolved<Config>)
             ));
         }
     }
-    Ok(text + "\n")
+    text.push('\n');
+    if fit.label_cost {
+        text.push_str(&cost_table(&costs));
+    }
+    Ok(text)
+}
+
+/// The votes of several files, taken together by attribute, item and worker.
+fn read_all(
+    files: &[PathBuf],
+    config: &Config,
+    schema: Option<&Schema>,
+) -> Result<(AttributeVotes, VoteStats)> {
+    let mut all = AttributeVotes::new();
+    let mut stats = VoteStats::default();
+    for file in files {
+        let (attributes, read) = read_votes(file, &config.input, schema)?;
+        stats.rows += read.rows;
+        stats.missing += read.missing;
+        stats.unknown_labels += read.unknown_labels;
+        for (name, votes) in attributes {
+            match all.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, known)) => {
+                    *known = known
+                        .merged(&votes, config.input.duplicates)
+                        .map_err(|error| error.in_file(file))?;
+                }
+                None => all.push((name, votes)),
+            }
+        }
+    }
+    Ok((all, stats))
+}
+
+/// What dropping each worker would save and cost, per attribute.
+fn label_costs(
+    attributes: &AttributeVotes,
+    gold: Option<&Gold>,
+    config: &Config,
+) -> Result<Vec<(String, Vec<DroppedWorker>)>> {
+    let AggregateConfig { method, options, .. } = &config.aggregate;
+    attributes
+        .iter()
+        .map(|(name, votes)| {
+            let known = gold.map(|gold| gold_codes(gold, name, votes)).unwrap_or_default();
+            Ok((name.clone(), eval::label_cost(votes, *method, options, &known)?))
+        })
+        .collect()
+}
+
+fn cost_table(costs: &[(String, Vec<DroppedWorker>)]) -> String {
+    let mut rows = Vec::new();
+    for (attribute, dropped) in costs {
+        for worker in dropped {
+            let lost = worker.accuracy_lost;
+            rows.push(vec![
+                attribute.clone(),
+                worker.worker.clone(),
+                worker.votes_saved.to_string(),
+                percent(Some(worker.same_labels)),
+                lost.map_or_else(|| "–".to_owned(), |lost| format!("{:+.2}", 100.0 * lost)),
+            ]);
+        }
+    }
+    let header = ["attribute", "without", "calls saved", "same labels %", "accuracy lost, points"];
+    format!("\n{}", text::table(&header, &rows))
+}
+
+/// Weights of an earlier model for the workers of `votes`; new ones start with the mean weight.
+/// Empty (start afresh) where the model does not know the attribute or its mean is not above 0.
+fn start_weights(start: Option<&Ensemble>, attribute: &str, votes: &Votes) -> Vec<f64> {
+    let known = start.and_then(|model| model.attributes.iter().find(|a| a.name == attribute));
+    let Some(model) = known else { return Vec::new() };
+    let mean =
+        model.workers.iter().map(|w| w.weight).sum::<f64>() / model.workers.len().max(1) as f64;
+    if mean.is_nan() || mean <= 0.0 {
+        return Vec::new();
+    }
+    let weight = |worker: usize| {
+        let name = votes.workers.name(worker);
+        model.workers.iter().find(|w| w.name == name).map_or(mean, |w| w.weight)
+    };
+    (0..votes.workers.len()).map(weight).collect()
 }
 
 /// Fits every attribute; returns the model and the labels of the items.
 fn fit_all(
     attributes: &AttributeVotes,
     gold: Option<&Gold>,
+    start: Option<&Ensemble>,
     config: &Config,
 ) -> Result<(Ensemble, Vec<Prediction>)> {
+    let AggregateConfig { method, options, shared, calibrate, .. } = &config.aggregate;
+    let mut evidence: Vec<Evidence> = attributes
+        .iter()
+        .map(|(name, votes)| Evidence {
+            gold: gold.map(|gold| gold_codes(gold, name, votes)).unwrap_or_default(),
+            weights: start_weights(start, name, votes),
+            ..Evidence::default()
+        })
+        .collect();
+    let fit = |evidence: &[Evidence]| -> Result<Vec<Consensus>> {
+        let both = attributes.par_iter().zip(evidence);
+        both.map(|((_, votes), evidence)| train::fit(votes, *method, evidence, options)).collect()
+    };
+    let mut results = fit(&evidence)?;
+    if *shared {
+        let votes = attributes.iter().map(|(_, votes)| votes);
+        let workers = Shared::learn(votes.zip(&results));
+        for ((_, votes), evidence) in attributes.iter().zip(&mut evidence) {
+            evidence.prior = workers.prior(votes);
+        }
+        results = fit(&evidence)?;
+    }
+    let mut calibration = vec![None; attributes.len()];
+    if *calibrate {
+        // Gold rows are fixed in the fit; how sure it is without them is what has to be judged.
+        let free: Vec<Evidence> =
+            evidence.iter().map(|e| Evidence { gold: Vec::new(), ..e.clone() }).collect();
+        for (at, result) in fit(&free)?.iter().enumerate() {
+            let votes = &attributes[at].1;
+            let posterior = ensemble::posterior(votes, result);
+            let calibrated =
+                eval::calibrate_posterior(votes, result, &posterior, &evidence[at].gold);
+            calibration[at] = Some(calibrated.exponent);
+        }
+    }
     let mut ensemble = Ensemble::new(&config.aggregate);
     let mut labelled = Vec::new();
-    for (name, votes) in attributes {
-        let evidence = Evidence {
-            gold: gold.map(|gold| gold_codes(gold, name, votes)).unwrap_or_default(),
-            ..Evidence::default()
-        };
-        let result =
-            train::fit(votes, config.aggregate.method, &evidence, &config.aggregate.options)?;
-        ensemble.add(name, votes, &result);
-        labelled.extend(crate::ensemble::labelled(name, votes, &result, &config.aggregate));
+    for (((name, votes), result), exponent) in attributes.iter().zip(&results).zip(calibration) {
+        ensemble.add(name, votes, result, exponent);
+        labelled.extend(ensemble::labelled(name, votes, result, &config.aggregate, exponent));
     }
     Ok((ensemble, labelled))
 }
@@ -206,7 +335,7 @@ pub(super) fn predict(
             }
             all
         }
-        None => fit_all(&attributes, None, config)?.1,
+        None => fit_all(&attributes, None, None, config)?.1,
     };
     let path = match part {
         None => predict.labels.clone(),

@@ -179,24 +179,50 @@ impl LogLikelihood {
     }
 }
 
-/// Eq. 8 with one coin per worker: C_i = w_i on the diagonal, (1 − w_i) / (L − 1) elsewhere, given as
-/// `log_wrong` = ln((1 − w_i) / (L − 1)) and `log_odds` = ln w_i − `log_wrong`. Returns ln P(votes of
-/// the item).
-pub fn e_step_one_coin(
+/// Eq. 8 with one coin per worker: C_i = w_i on the diagonal, (1 − w_i) / (L − 1) elsewhere, given
+/// as `odds` = w_i / ((1 − w_i) / (L − 1)). Returns P(votes of the item) / Π_i (1 − w_i) / (L − 1).
+///
+/// The product of the odds must stay within 1e±150 or so; `N` ≤ 8 labels keep it in registers, 0
+/// takes their number from `joint`.
+#[inline]
+pub fn e_step_odds<const N: usize>(
+    workers: &[u32],
+    labels: &[Label],
+    prior: &[f64],
+    odds: &[f64],
+    joint: &mut [f64],
+) -> Mass {
+    joint.copy_from_slice(prior);
+    if N == 0 {
+        for (&worker, &label) in workers.iter().zip(labels) {
+            joint[label as usize] *= odds[worker as usize];
+        }
+    } else {
+        let mut product = [1.0; 8];
+        for (&worker, &label) in workers.iter().zip(labels) {
+            product[usize::from(label & 7)] *= odds[worker as usize];
+        }
+        joint.iter_mut().zip(product).for_each(|(p, product)| *p *= product);
+    }
+    let mass: f64 = joint.iter().sum();
+    let inverse = 1.0 / mass;
+    joint.iter_mut().for_each(|p| *p *= inverse);
+    Mass { mass, log_scale: 0.0 }
+}
+
+/// [`e_step_odds`] from logarithms, for any number of votes.
+pub fn e_step_log_odds(
     workers: &[u32],
     labels: &[Label],
     log_prior: &[f64],
     log_odds: &[f64],
-    log_wrong: &[f64],
     joint: &mut [f64],
-) -> f64 {
-    let mut evidence = 0.0;
+) -> Mass {
     joint.copy_from_slice(log_prior);
     for (&worker, &label) in workers.iter().zip(labels) {
         joint[label as usize] += log_odds[worker as usize];
-        evidence += log_wrong[worker as usize];
     }
-    evidence + normalise_log(joint)
+    Mass { mass: 1.0, log_scale: normalise_log(joint) }
 }
 
 /// Turns log weights into probabilities; returns the log of their sum.

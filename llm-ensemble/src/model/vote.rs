@@ -18,25 +18,72 @@ pub fn scores(workers: &[u32], labels: &[Label], weights: &[f64], scores: &mut [
     }
 }
 
-/// [`scores`] for `N` labels, kept in registers; 0 takes their number from `scores`.
+/// Eq. 1 and its argmax for two labels, given (−v_i, v_i) per worker: the label, and how far its
+/// score lies above the other one.
+#[inline]
+pub fn elect_of_two(workers: &[u32], labels: &[Label], signed: &[[f64; 2]]) -> (Label, f64) {
+    let difference: f64 = workers
+        .iter()
+        .zip(labels)
+        .map(|(&worker, &label)| signed[worker as usize][usize::from(label & 1)])
+        .sum();
+    (Label::from(difference > 0.0), difference.abs())
+}
+
+/// Eq. 1 and its argmax for `N` ≤ 8 labels: the label, and how far its score lies above the next.
+/// `N` = 0 takes the number of labels from `buffer`, one number per label.
+#[inline]
+pub fn elect<const N: usize>(
+    workers: &[u32],
+    labels: &[Label],
+    weights: &[f64],
+    buffer: &mut [f64],
+) -> (Label, f64) {
+    let (label, top, next) = if N == 0 {
+        scores(workers, labels, weights, buffer);
+        top_two(buffer)
+    } else {
+        top_two(&sums(workers, labels, weights)[..N])
+    };
+    (label, top - next)
+}
+
+/// [`scores`] for `N` ≤ 8 labels; 0 takes their number from `out`.
 #[inline]
 pub fn scores_n<const N: usize>(
     workers: &[u32],
     labels: &[Label],
     weights: &[f64],
-    scores: &mut [f64],
+    out: &mut [f64],
 ) {
-    let Some(out) = scores.first_chunk_mut::<N>().filter(|_| N > 0) else {
-        return self::scores(workers, labels, weights, scores);
-    };
-    let mut sums = [0.0; N];
-    for (&worker, &label) in workers.iter().zip(labels) {
-        let weight = weights[worker as usize];
-        for (k, sum) in sums.iter_mut().enumerate() {
-            *sum += if k == label as usize { weight } else { 0.0 };
-        }
+    if N == 0 {
+        scores(workers, labels, weights, out);
+    } else {
+        out.copy_from_slice(&sums(workers, labels, weights)[..N]);
     }
-    *out = sums;
+}
+
+/// Eq. 1 for up to 8 labels.
+#[inline]
+fn sums(workers: &[u32], labels: &[Label], weights: &[f64]) -> [f64; 8] {
+    let mut sums = [0.0; 8];
+    for (&worker, &label) in workers.iter().zip(labels) {
+        sums[usize::from(label & 7)] += weights[worker as usize];
+    }
+    sums
+}
+
+/// The lowest label with the top score, the top score, and the next (−∞ for one label).
+#[inline]
+pub fn top_two(scores: &[f64]) -> (Label, f64, f64) {
+    let (mut label, mut top, mut next) = (0, f64::NEG_INFINITY, f64::NEG_INFINITY);
+    for (k, &score) in scores.iter().enumerate() {
+        let lower = if score < top { score } else { top };
+        next = if lower > next { lower } else { next };
+        label = if score > top { k } else { label };
+        top = if score > top { score } else { top };
+    }
+    (label as Label, top, next)
 }
 
 /// The argmax of Eq. 1: the lowest label among those within [`TIE`] of the top score.

@@ -6,7 +6,8 @@
 
 use rayon::prelude::*;
 
-use super::{EmReport, Evidence, Options, Warning, slice_size};
+use super::slots::{Slice, Slots};
+use super::{Confusions, EmReport, Evidence, Options, Warning};
 use crate::model::{confusion, shrink, vote};
 use crate::votes::{Label, Votes};
 
@@ -56,18 +57,18 @@ pub(super) fn run(votes: &Votes, evidence: &Evidence, options: &Options, update:
         components: update.components(votes.labels.len()),
         subtypes: update.subtypes(),
     };
-    let mut posterior = first_posterior(votes, evidence, shape);
-    let mut counts = first_counts(votes, &posterior, shape);
-    let mut parameters = Parameters {
-        prior: Vec::new(),
-        table: vec![0.0; votes.workers.len() * shape.cells()],
-        strengths: vec![10.0; shape.components],
-    };
+    let slots = Slots::new(votes, votes.workers.len() * shape.cells());
+    let data = Data { slots: &slots, evidence, silent: silent_gold(votes, evidence), shape };
+    let mut posterior = data.first_posterior();
+    let mut counts = Counts::zero(shape.components, votes.workers.len() * shape.cells());
+    let mut partial = vec![counts.clone(); slots.slice_count()];
+    data.first_counts(&posterior, &mut counts);
+    let mut parameters = Parameters::new(votes, shape);
     let mut history: Vec<f64> = Vec::new();
     let mut warnings = Vec::new();
     loop {
         maximise(&counts, shape, options.alpha, update, &mut parameters);
-        let likelihood = expect(votes, evidence, shape, &parameters, &mut posterior, &mut counts)
+        let likelihood = data.expect(&parameters, &mut posterior, &mut partial, &mut counts)
             / votes.len().max(1) as f64;
         let previous = history.last().copied().unwrap_or(f64::NEG_INFINITY);
         history.push(likelihood);
@@ -85,7 +86,7 @@ pub(super) fn run(votes: &Votes, evidence: &Evidence, options: &Options, update:
     let bound = matches!(update, Update::Subtypes(_)).then(|| {
         let divergence = divergence(&counts, shape);
         maximise(&counts, shape, options.alpha, update, &mut parameters);
-        expect(votes, evidence, shape, &parameters, &mut posterior, &mut counts) - divergence
+        data.expect(&parameters, &mut posterior, &mut partial, &mut counts) - divergence
     });
     let accuracy = accuracies(votes, shape, &parameters);
     let weights = accuracy
@@ -93,7 +94,7 @@ pub(super) fn run(votes: &Votes, evidence: &Evidence, options: &Options, update:
         .map(|w| w.map_or(0.0, |w| vote::log_odds_weight(shape.labels as f64, w)))
         .collect();
     EmFit {
-        posterior: label_posterior(posterior, shape),
+        posterior: data.label_posterior(&posterior, votes.items.len()),
         report: EmReport { weights, accuracy, history, warnings },
         evidence: bound,
     }
@@ -126,7 +127,18 @@ struct Parameters {
     strengths: Vec<f64>,
 }
 
+impl Parameters {
+    fn new(votes: &Votes, shape: Shape) -> Self {
+        Self {
+            prior: Vec::new(),
+            table: vec![0.0; votes.workers.len() * shape.cells()],
+            strengths: vec![10.0; shape.components],
+        }
+    }
+}
+
 /// Expected counts: mass per component, and votes as in [`Parameters::table`].
+#[derive(Clone)]
 struct Counts {
     mass: Vec<f64>,
     table: Vec<f64>,
@@ -137,33 +149,40 @@ impl Counts {
         Self { mass: vec![0.0; components], table: vec![0.0; cells] }
     }
 
-    /// [`Counts::add`] for `N` components, with unrolled loops; 0 takes their number from the row.
+    fn clear(&mut self) {
+        self.mass.fill(0.0);
+        self.table.fill(0.0);
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.mass.iter_mut().zip(&other.mass).for_each(|(a, b)| *a += b);
+        self.table.iter_mut().zip(&other.table).for_each(|(a, b)| *a += b);
+    }
+
+    /// Adds one item's posterior to the mass and to the cells of its votes. `N` components unroll
+    /// the loops; 0 takes their number from the row.
     #[inline]
-    fn add_n<const N: usize>(
+    fn add<const N: usize>(
         &mut self,
         workers: &[u32],
         labels: &[Label],
         posterior: &[f64],
         label_count: usize,
     ) {
-        let Some(row) = posterior.first_chunk::<N>().filter(|_| N > 0) else {
-            return self.add(workers, labels, posterior, label_count);
-        };
-        self.mass.iter_mut().zip(row).for_each(|(total, p)| *total += p);
-        let (table, _) = self.table.as_chunks_mut::<N>();
-        for (&worker, &label) in workers.iter().zip(labels) {
-            let cell = &mut table[worker as usize * label_count + label as usize];
-            for k in 0..N {
-                cell[k] += row[k];
-            }
-        }
-    }
-
-    fn add(&mut self, workers: &[u32], labels: &[Label], posterior: &[f64], label_count: usize) {
-        let width = posterior.len();
         for (total, p) in self.mass.iter_mut().zip(posterior) {
             *total += p;
         }
+        if let Some(row) = posterior.first_chunk::<N>().filter(|_| N > 0) {
+            let (table, _) = self.table.as_chunks_mut::<N>();
+            for (&worker, &label) in workers.iter().zip(labels) {
+                let cell = &mut table[worker as usize * label_count + label as usize];
+                for k in 0..N {
+                    cell[k] += row[k];
+                }
+            }
+            return;
+        }
+        let width = posterior.len();
         for (&worker, &label) in workers.iter().zip(labels) {
             let at = (worker as usize * label_count + label as usize) * width;
             for (count, p) in self.table[at..at + width].iter_mut().zip(posterior) {
@@ -173,74 +192,211 @@ impl Counts {
     }
 }
 
-/// μ_j(k) = share of the votes; one-hot for gold items, zero without votes.
-pub(super) fn vote_shares(votes: &Votes, evidence: &Evidence) -> Vec<f64> {
-    let l = votes.labels.len();
-    let mut posterior = vec![0.0; votes.items.len() * l];
-    for (item, row) in posterior.chunks_mut(l.max(1)).enumerate() {
-        if let Some(gold) = evidence.gold_of(item) {
-            row[gold as usize] = 1.0;
-            continue;
+/// What the passes read.
+struct Data<'a> {
+    slots: &'a Slots,
+    evidence: &'a Evidence,
+    /// [`silent_gold`].
+    silent: Vec<(u32, Label)>,
+    shape: Shape,
+}
+
+/// Items with a gold label but without votes.
+pub(super) fn silent_gold(votes: &Votes, evidence: &Evidence) -> Vec<(u32, Label)> {
+    let known = evidence.gold.iter().enumerate();
+    known
+        .filter(|(item, _)| votes.range(*item).is_empty())
+        .filter_map(|(item, gold)| gold.map(|gold| (item as u32, gold)))
+        .collect()
+}
+
+/// μ_j(k) = share of the votes, by slot; one-hot for gold items.
+pub(super) fn vote_shares(slots: &Slots, evidence: &Evidence, l: usize) -> Vec<f64> {
+    let mut posterior = vec![0.0; slots.len() * l];
+    slots.pass(&mut posterior, l, |slice, rows| {
+        for run in &slice.runs {
+            let share = 1.0 / run.length as f64;
+            for (slot, _, labels) in slots.of(run) {
+                let row = &mut rows[(slot - slice.slots.start) * l..][..l];
+                match evidence.gold_of(slots.item[slot] as usize) {
+                    Some(gold) => row[gold as usize] = 1.0,
+                    None => labels.iter().for_each(|&label| row[label as usize] += share),
+                }
+            }
         }
-        let share = 1.0 / votes.range(item).len().max(1) as f64;
-        for &label in &votes.label_codes()[votes.range(item)] {
-            row[label as usize] += share;
-        }
-    }
+    });
     posterior
 }
 
-/// Vote shares p, each split over its subtypes by agreement: Binomial(M − 1, p), so that
-/// subtype 0 starts with the contested items and the last with the clear ones.
-fn first_posterior(votes: &Votes, evidence: &Evidence, shape: Shape) -> Vec<f64> {
-    let shares = vote_shares(votes, evidence);
-    if shape.subtypes == 1 {
-        return shares;
+impl Data<'_> {
+    /// Vote shares p, each split over its subtypes by agreement: Binomial(M − 1, p), so that
+    /// subtype 0 starts with the contested items and the last with the clear ones.
+    fn first_posterior(&self) -> Vec<f64> {
+        let shares = vote_shares(self.slots, self.evidence, self.shape.labels);
+        let subtypes = self.shape.subtypes;
+        if subtypes == 1 {
+            return shares;
+        }
+        let mut posterior = Vec::with_capacity(shares.len() * subtypes);
+        for p in shares {
+            extend_subtypes(p, subtypes, &mut posterior);
+        }
+        posterior
     }
-    let n = (shape.subtypes - 1) as i32;
-    let mut posterior = Vec::with_capacity(shares.len() * shape.subtypes);
-    for p in shares {
-        let mut choose = 1.0;
-        for m in 0..=n {
-            posterior.push(p * choose * p.powi(m) * (1.0 - p).max(0.0).powi(n - m));
-            choose *= f64::from(n - m) / f64::from(m + 1);
+
+    fn first_counts(&self, posterior: &[f64], counts: &mut Counts) {
+        let shape = self.shape;
+        for run in self.slots.runs() {
+            for (slot, workers, labels) in self.slots.of(run) {
+                let row = &posterior[slot * shape.components..][..shape.components];
+                counts.add::<0>(workers, labels, row, shape.labels);
+            }
+        }
+        let mut row = Vec::new();
+        for &(_, gold) in &self.silent {
+            row.clear();
+            for k in 0..shape.labels {
+                extend_subtypes(f64::from(u8::from(k == gold as usize)), shape.subtypes, &mut row);
+            }
+            counts.add::<0>(&[], &[], &row, shape.labels);
         }
     }
-    posterior
+
+    /// Posterior per item and label: the sum over subtypes, in the order of the items.
+    fn label_posterior(&self, posterior: &[f64], items: usize) -> Vec<f64> {
+        let Shape { labels, subtypes, .. } = self.shape;
+        let mut rows = vec![0.0; items * labels];
+        for (&item, row) in
+            self.slots.item.iter().zip(posterior.chunks_exact(self.shape.components.max(1)))
+        {
+            let out = &mut rows[item as usize * labels..][..labels];
+            for (p, group) in out.iter_mut().zip(row.chunks_exact(subtypes)) {
+                *p = group.iter().sum();
+            }
+        }
+        for &(item, gold) in &self.silent {
+            rows[item as usize * labels + gold as usize] = 1.0;
+        }
+        rows
+    }
+
+    /// Eq. 8 on every item and the counts for the next Eq. 7; returns the log-likelihood.
+    /// `partial` keeps the counts of the slices from one iteration to the next.
+    fn expect(
+        &self,
+        parameters: &Parameters,
+        posterior: &mut [f64],
+        partial: &mut [Counts],
+        counts: &mut Counts,
+    ) -> f64 {
+        let width = self.shape.components;
+        if width == 0 {
+            return 0.0;
+        }
+        let pass = match width {
+            2 => Self::expect_slice::<2>,
+            3 => Self::expect_slice::<3>,
+            4 => Self::expect_slice::<4>,
+            5 => Self::expect_slice::<5>,
+            6 => Self::expect_slice::<6>,
+            _ => Self::expect_slice::<0>,
+        };
+        let likelihoods = self.slots.pass_with(posterior, width, partial, |slice, rows, own| {
+            own.clear();
+            pass(self, parameters, slice, rows, own)
+        });
+        counts.clear();
+        partial.iter().for_each(|slice| counts.add_all(slice));
+        let mut total: f64 = likelihoods.iter().sum();
+        for &(_, gold) in &self.silent {
+            let mut row = parameters.prior.clone();
+            total += row.iter().sum::<f64>().ln();
+            clamp(&mut row, self.shape, gold as usize);
+            counts.add::<0>(&[], &[], &row, self.shape.labels);
+        }
+        total
+    }
+
+    fn expect_slice<const N: usize>(
+        &self,
+        parameters: &Parameters,
+        slice: &Slice,
+        rows: &mut [f64],
+        counts: &mut Counts,
+    ) -> f64 {
+        let shape = self.shape;
+        let width = if N == 0 { shape.components } else { N };
+        let (prior, table) = (&parameters.prior, &parameters.table);
+        let gold = !self.evidence.gold.is_empty();
+        let mut rows = rows.chunks_exact_mut(width);
+        let mut likelihood = confusion::LogLikelihood::default();
+        for run in &slice.runs {
+            for ((slot, workers, labels), row) in self.slots.of(run).zip(&mut rows) {
+                let mass = confusion::e_step::<N>(workers, labels, shape.labels, prior, table, row);
+                likelihood.add(mass);
+                if gold && let Some(gold) = self.evidence.gold_of(self.slots.item[slot] as usize) {
+                    clamp(row, shape, gold as usize);
+                }
+                counts.add::<N>(workers, labels, row, shape.labels);
+            }
+        }
+        likelihood.total()
+    }
 }
 
-fn first_counts(votes: &Votes, posterior: &[f64], shape: Shape) -> Counts {
-    let mut counts = Counts::zero(shape.components, votes.workers.len() * shape.cells());
-    for (item, row) in posterior.chunks(shape.components.max(1)).enumerate() {
-        let range = votes.range(item);
-        let workers = &votes.worker_codes()[range.clone()];
-        counts.add(workers, &votes.label_codes()[range], row, shape.labels);
+/// Appends a label's mass `p`, split over its subtypes.
+fn extend_subtypes(p: f64, subtypes: usize, posterior: &mut Vec<f64>) {
+    let n = (subtypes - 1) as i32;
+    let mut choose = 1.0;
+    for m in 0..=n {
+        posterior.push(p * choose * p.powi(m) * (1.0 - p).max(0.0).powi(n - m));
+        choose *= f64::from(n - m) / f64::from(m + 1);
     }
-    counts
 }
 
 /// Eq. 7 for every worker, under the chosen smoothing.
 fn maximise(counts: &Counts, shape: Shape, alpha: f64, update: Update, to: &mut Parameters) {
     let cells = shape.cells().max(1);
-    let workers = to.table.par_chunks_mut(cells).zip(counts.table.par_chunks(cells));
+    let table = &mut to.table;
     match update {
         Update::Smoothed => {
             to.prior = class_prior(&counts.mass);
-            workers.for_each(|(out, n)| confusion::m_step(n, shape.labels, alpha, out));
+            for_workers(table, &counts.table, cells, |out, n| {
+                confusion::m_step(n, shape.labels, alpha, out);
+            });
         }
         Update::Hierarchical => {
             to.prior = class_prior(&counts.mass);
             let base = pooled_base(counts, shape);
             set_strengths(counts, shape, &base, &mut to.strengths);
             let strengths = &to.strengths;
-            workers.for_each(|(out, n)| confusion::m_step_shrunk(n, &base, strengths, out));
+            for_workers(table, &counts.table, cells, |out, n| {
+                confusion::m_step_shrunk(n, &base, strengths, out);
+            });
         }
         Update::Subtypes(_) => {
             to.prior = subtype_prior(&counts.mass, shape);
-            workers.for_each(|(out, n)| {
+            for_workers(table, &counts.table, cells, |out, n| {
                 confusion::m_step_variational(n, shape.components, |r| shape.label_of(r), out);
             });
         }
+    }
+}
+
+/// Applies `step` to every worker's part of two tables. Waking a second thread costs more than a
+/// small table.
+fn for_workers(
+    out: &mut [f64],
+    counts: &[f64],
+    cells: usize,
+    step: impl Fn(&mut [f64], &[f64]) + Sync,
+) {
+    const PARALLEL_NUMBERS: usize = 1 << 16;
+    if out.len() < PARALLEL_NUMBERS || rayon::current_num_threads() == 1 {
+        out.chunks_mut(cells).zip(counts.chunks(cells)).for_each(|(out, n)| step(out, n));
+    } else {
+        let both = out.par_chunks_mut(cells).zip(counts.par_chunks(cells));
+        both.for_each(|(out, n)| step(out, n));
     }
 }
 
@@ -330,74 +486,27 @@ fn set_strengths(counts: &Counts, shape: Shape, base: &[f64], strengths: &mut [f
     });
 }
 
-/// Eq. 8 on every item and the counts for the next Eq. 7; returns the log-likelihood.
-fn expect(
+/// Eq. 7 on given label posteriors (items × L).
+pub(super) fn confusions(
     votes: &Votes,
-    evidence: &Evidence,
-    shape: Shape,
-    parameters: &Parameters,
-    posterior: &mut [f64],
-    counts: &mut Counts,
-) -> f64 {
-    let pass = match shape.components {
-        2 => expect_n::<2>,
-        3 => expect_n::<3>,
-        4 => expect_n::<4>,
-        5 => expect_n::<5>,
-        6 => expect_n::<6>,
-        _ => expect_n::<0>,
-    };
-    pass(votes, evidence, shape, parameters, posterior, counts)
-}
-
-fn expect_n<const N: usize>(
-    votes: &Votes,
-    evidence: &Evidence,
-    shape: Shape,
-    parameters: &Parameters,
-    posterior: &mut [f64],
-    counts: &mut Counts,
-) -> f64 {
-    let width = if N == 0 { shape.components } else { N };
-    if width == 0 {
-        return 0.0;
+    posterior: &[f64],
+    alpha: f64,
+    update: Update,
+) -> Confusions {
+    let l = votes.labels.len();
+    let shape = Shape { labels: l, components: l, subtypes: 1 };
+    let mut counts = Counts::zero(l, votes.workers.len() * shape.cells());
+    for (item, row) in posterior.chunks_exact(l.max(1)).enumerate() {
+        let range = votes.range(item);
+        let workers = &votes.worker_codes()[range.clone()];
+        counts.add::<0>(workers, &votes.label_codes()[range], row, l);
     }
-    let (prior, table) = (&parameters.prior, &parameters.table);
-    let size = slice_size(votes.items.len(), votes.len(), table.len());
-    let partial: Vec<(f64, Counts)> = posterior
-        .par_chunks_mut(size * width)
-        .enumerate()
-        .map(|(slice, chunk)| {
-            let mut counts = Counts::zero(width, table.len());
-            let mut likelihood = confusion::LogLikelihood::default();
-            for (offset, row) in chunk.chunks_exact_mut(width).enumerate() {
-                let item = slice * size + offset;
-                let range = votes.range(item);
-                let gold = evidence.gold_of(item);
-                if range.is_empty() && gold.is_none() {
-                    continue;
-                }
-                let workers = &votes.worker_codes()[range.clone()];
-                let labels = &votes.label_codes()[range];
-                let mass = confusion::e_step::<N>(workers, labels, shape.labels, prior, table, row);
-                likelihood.add(mass);
-                if let Some(gold) = gold {
-                    clamp(row, shape, gold as usize);
-                }
-                counts.add_n::<N>(workers, labels, row, shape.labels);
-            }
-            (likelihood.total(), counts)
-        })
-        .collect();
-    let mut likelihood = 0.0;
-    counts.mass.fill(0.0);
-    counts.table.fill(0.0);
-    for (part, slice) in partial {
-        likelihood += part;
-        counts.mass.iter_mut().zip(&slice.mass).for_each(|(a, b)| *a += b);
-        counts.table.iter_mut().zip(&slice.table).for_each(|(a, b)| *a += b);
+    let mut parameters = Parameters::new(votes, shape);
+    // The strength of the shrinkage takes three fixed-point steps each time.
+    for _ in 0..10 {
+        maximise(&counts, shape, alpha, update, &mut parameters);
     }
-    likelihood
+    Confusions { prior: parameters.prior, table: parameters.table }
 }
 
 /// Moves all mass to the components of the known label.
@@ -411,13 +520,6 @@ fn clamp(row: &mut [f64], shape: Shape, gold: usize) {
             true => 1.0 / shape.subtypes as f64,
         };
     }
-}
-
-fn label_posterior(posterior: Vec<f64>, shape: Shape) -> Vec<f64> {
-    if shape.subtypes == 1 {
-        return posterior;
-    }
-    posterior.chunks(shape.subtypes).map(|group| group.iter().sum()).collect()
 }
 
 /// P(vote = truth) per worker under the fitted model.

@@ -3,11 +3,9 @@
 use std::collections::HashSet;
 
 use common::rng::Seed;
-use rayon::prelude::*;
 
-use super::{
-    AllNegative, Cardinality, Consensus, Evidence, Method, Options, Ties, Warning, slice_size,
-};
+use super::slots::{Slice, Slots};
+use super::{AllNegative, Cardinality, Consensus, Evidence, Method, Options, Ties, Warning};
 use crate::model::{clones, vote};
 use crate::votes::{Label, MISSING, Votes};
 
@@ -18,7 +16,7 @@ pub(super) fn iterative_weighted_vote(
     evidence: &Evidence,
     options: &Options,
 ) -> Consensus {
-    let (items, workers, l) = (votes.items.len(), votes.workers.len(), votes.labels.len());
+    let (workers, l) = (votes.workers.len(), votes.labels.len());
     let cardinality = match options.cardinality {
         Cardinality::LabelSet => l as f64,
         Cardinality::Effective => votes.effective_labels().max(2.0),
@@ -37,7 +35,7 @@ pub(super) fn iterative_weighted_vote(
     let mut seen = HashSet::new();
     let mut weights =
         if evidence.weights.is_empty() { vec![1.0; workers] } else { evidence.weights.clone() };
-    let mut state = VoteState::new(items, workers);
+    let mut state = VoteState::new(votes, totals);
     let mut round = Round { votes, evidence, options, accuracy: Vec::new() };
     let mut history = Vec::new();
     let mut warnings = Vec::new();
@@ -76,20 +74,54 @@ pub(super) fn iterative_weighted_vote(
     result
 }
 
-/// Labels of the last round and what follows from them.
+/// Labels of the last round and what follows from them; labels and bounds are by slot.
+///
+/// Most labels cannot change in a late round, and those items are not scored again. With margin
+/// m_j = top score − next score, a label stays as long as Σ_{i on j} |change of v_i| < m_j. Let
+/// D = max_i |change of v_i| · √T_i, summed over the rounds since item j was scored; then that sum
+/// is at most D · Σ_{i on j} 1/√T_i. An item is scored again only once D reaches
+/// m_j / Σ_i 1/√T_i. (Any positive numbers in place of 1/√T_i would be right; accuracies of
+/// workers with few votes move most, roughly like these.)
 struct VoteState {
+    slots: Slots,
     label: Vec<Label>,
+    /// 1 / Σ_i 1/√T_i over the voters of the item, and the drift up to which its label is certain.
+    bounds: Vec<Bound>,
+    /// D, summed over all rounds so far.
+    drift: f64,
+    /// √T_i per worker.
+    root: Vec<f64>,
+    /// 1/√T_i per worker.
+    inverse: Vec<f64>,
     /// Votes per worker that agree with `label`.
     agreed: Vec<i64>,
-    /// Hash of `label`.
+    /// Hash of how the labels differ from those of the first round.
     hash: u64,
     /// Weights of the round before; empty before the first.
     weights: Vec<f64>,
 }
 
+#[derive(Clone, Copy)]
+struct Bound {
+    per_drift: f64,
+    certain: f64,
+}
+
 impl VoteState {
-    fn new(items: usize, workers: usize) -> Self {
-        Self { label: vec![MISSING; items], agreed: vec![0; workers], hash: 0, weights: Vec::new() }
+    fn new(votes: &Votes, totals: &[usize]) -> Self {
+        let slots = Slots::new(votes, 0);
+        let root: Vec<f64> = totals.iter().map(|&n| (n as f64).sqrt()).collect();
+        Self {
+            label: vec![MISSING; slots.len()],
+            bounds: vec![Bound { per_drift: 0.0, certain: f64::NEG_INFINITY }; slots.len()],
+            drift: 0.0,
+            inverse: root.iter().map(|r| 1.0 / r).collect(),
+            root,
+            agreed: vec![0; totals.len()],
+            hash: 0,
+            weights: Vec::new(),
+            slots,
+        }
     }
 }
 
@@ -101,59 +133,51 @@ pub(super) struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// Eq. 1 for every item with a voter whose weight changed. Only items whose label changes touch
-    /// the agreement counts, so a late round reads little. Returns how many labels changed.
+    /// Eq. 1 for every item whose label may change, and Eq. 2's counts. Returns how many labels
+    /// changed.
     fn vote(&self, weights: &[f64], state: &mut VoteState) -> usize {
         match self.votes.labels.len() {
             2 => self.vote_n::<2>(weights, state),
             3 => self.vote_n::<3>(weights, state),
             4 => self.vote_n::<4>(weights, state),
             5 => self.vote_n::<5>(weights, state),
+            6 => self.vote_n::<6>(weights, state),
+            7 => self.vote_n::<7>(weights, state),
+            8 => self.vote_n::<8>(weights, state),
             _ => self.vote_n::<0>(weights, state),
         }
     }
 
     fn vote_n<const N: usize>(&self, weights: &[f64], state: &mut VoteState) -> usize {
-        let l = if N == 0 { self.votes.labels.len() } else { N };
-        let size = slice_size(self.votes.items.len(), self.votes.len(), 0);
-        // Other tie policies look at more than the weights.
-        let dirty: Vec<bool> = match self.options.ties {
-            Ties::Lowest => {
-                state.weights.iter().zip(weights).map(|(old, new)| old != new).collect()
-            }
-            _ => Vec::new(),
-        };
-        let stale = |item: usize| {
-            dirty.is_empty()
-                || self.votes.worker_codes()[self.votes.range(item)]
-                    .iter()
-                    .any(|&worker| dirty[worker as usize])
-        };
-        let changes: Vec<Vec<(u32, Label)>> = state
-            .label
-            .par_chunks(size)
-            .enumerate()
-            .map(|(slice, labels)| {
-                let mut changes = Vec::new();
-                let mut scores = vec![0.0; l];
-                for (offset, &old) in labels.iter().enumerate() {
-                    let item = slice * size + offset;
-                    if !stale(item) {
-                        continue;
-                    }
-                    let new = self.label::<N>(item, weights, &mut scores[..l]);
-                    if new != old {
-                        changes.push((item as u32, new));
-                    }
-                }
-                changes
-            })
-            .collect();
+        let poll = Poll::new(self, weights);
+        let first = state.weights.is_empty();
+        let moved = |(i, new): (usize, &f64)| (new - state.weights[i]).abs() * state.root[i];
+        if !first {
+            state.drift += weights.iter().enumerate().map(moved).fold(0.0, f64::max);
+        }
         state.weights.clear();
         state.weights.extend_from_slice(weights);
+        let mut bounds = std::mem::take(&mut state.bounds);
+        if first {
+            let parts = state
+                .slots
+                .pass(&mut bounds, 1, |slice, bounds| poll.first::<N>(state, slice, bounds));
+            state.bounds = bounds;
+            state.label.clear();
+            for (labels, agreed) in parts {
+                state.label.extend(labels);
+                state.agreed.iter_mut().zip(agreed).for_each(|(a, b)| *a += b);
+            }
+            return state.label.len();
+        }
+        let changes = state
+            .slots
+            .pass(&mut bounds, 1, |slice, bounds| poll.changes::<N>(state, slice, bounds));
+        state.bounds = bounds;
         let mut changed = 0;
-        for (item, new) in changes.into_iter().flatten() {
-            let old = std::mem::replace(&mut state.label[item as usize], new);
+        for (slot, new) in changes.into_iter().flatten() {
+            let old = std::mem::replace(&mut state.label[slot as usize], new);
+            let item = state.slots.item[slot as usize];
             for (worker, label) in self.votes.of(item as usize) {
                 state.agreed[worker] += i64::from(label == new) - i64::from(label == old);
             }
@@ -164,7 +188,7 @@ impl Round<'_> {
     }
 
     #[inline]
-    fn label<const N: usize>(&self, item: usize, weights: &[f64], scores: &mut [f64]) -> Label {
+    fn label(&self, item: usize, weights: &[f64], scores: &mut [f64]) -> Label {
         let range = self.votes.range(item);
         if let Some(gold) = self.evidence.gold_of(item) {
             return gold;
@@ -174,7 +198,7 @@ impl Round<'_> {
         }
         let workers = &self.votes.worker_codes()[range.clone()];
         let labels = &self.votes.label_codes()[range];
-        vote::scores_n::<N>(workers, labels, weights, scores);
+        vote::scores(workers, labels, weights, scores);
         let label = vote::argmax(scores);
         if scores[label as usize] <= vote::TIE {
             self.fall_back(workers, labels, weights, scores);
@@ -222,6 +246,121 @@ impl Round<'_> {
     }
 }
 
+/// One round's vote on slots.
+struct Poll<'a> {
+    round: &'a Round<'a>,
+    weights: &'a [f64],
+    /// (−v_i, v_i), for two labels.
+    signed: Vec<[f64; 2]>,
+    /// max |v_i|.
+    largest: f64,
+    /// Equal scores elect the lowest label, whatever else: no gold, no other tie rule, no fallback.
+    plain: bool,
+    /// A label depends on more than the order of the scores.
+    strict: bool,
+}
+
+impl<'a> Poll<'a> {
+    fn new(round: &'a Round<'a>, weights: &'a [f64]) -> Self {
+        let strict =
+            round.options.all_negative == AllNegative::Majority || !round.evidence.gold.is_empty();
+        let positive = weights.iter().all(|&v| v > vote::TIE);
+        Self {
+            round,
+            weights,
+            signed: weights.iter().map(|&v| [-v, v]).collect(),
+            largest: weights.iter().fold(0.0, |top, v| top.max(v.abs())),
+            plain: positive && !strict && round.options.ties == Ties::Lowest,
+            strict,
+        }
+    }
+
+    /// The label of a slot, and the margin that rounding and tie rules leave of its lead: it may be
+    /// used up before the label can change.
+    #[inline]
+    fn elect<const N: usize>(
+        &self,
+        slots: &Slots,
+        (slot, workers, labels): (usize, &[u32], &[Label]),
+        scores: &mut [f64],
+    ) -> (Label, f64) {
+        let (label, lead) = if N == 2 {
+            vote::elect_of_two(workers, labels, &self.signed)
+        } else {
+            vote::elect::<N>(workers, labels, self.weights, scores)
+        };
+        // Rounding can't reach this lead.
+        let close = 1e-9 * (1.0 + self.largest * labels.len() as f64);
+        let exact_tie = lead == 0.0 && self.plain;
+        if (lead <= close && !exact_tie) || self.strict {
+            let label = self.round.label(slots.item[slot] as usize, self.weights, scores);
+            return (label, f64::NEG_INFINITY);
+        }
+        (label, lead - close)
+    }
+
+    /// Labels of all slots of a slice, and agreement per worker; prepares the bounds.
+    fn first<const N: usize>(
+        &self,
+        state: &VoteState,
+        slice: &Slice,
+        bounds: &mut [Bound],
+    ) -> (Vec<Label>, Vec<i64>) {
+        let mut scores = vec![0.0; self.round.votes.labels.len()];
+        let mut agreed = vec![0; self.weights.len()];
+        let mut elected = Vec::with_capacity(bounds.len());
+        let mut bounds = bounds.iter_mut();
+        for run in &slice.runs {
+            for (of_slot, bound) in state.slots.of(run).zip(&mut bounds) {
+                let (label, _) = self.elect::<N>(&state.slots, of_slot, &mut scores);
+                let (_, workers, labels) = of_slot;
+                let mut spread = 0.0;
+                for (&worker, &vote) in workers.iter().zip(labels) {
+                    agreed[worker as usize] += i64::from(vote == label);
+                    spread += state.inverse[worker as usize];
+                }
+                bound.per_drift = 1.0 / spread;
+                elected.push(label);
+            }
+        }
+        (elected, agreed)
+    }
+
+    /// (slot, new label) of the slots of a slice that get another label.
+    fn changes<const N: usize>(
+        &self,
+        state: &VoteState,
+        slice: &Slice,
+        bounds: &mut [Bound],
+    ) -> Vec<(u32, Label)> {
+        let mut scores = vec![0.0; self.round.votes.labels.len()];
+        let mut stale: Vec<u32> = vec![0; bounds.len()];
+        let mut changes = Vec::new();
+        for run in &slice.runs {
+            let from = run.slots.start - slice.slots.start;
+            let bounds = &mut bounds[from..from + run.slots.len()];
+            // Without a branch: whether an item is stale is as good as random.
+            let mut count = 0;
+            for (offset, bound) in bounds.iter().enumerate() {
+                stale[count] = offset as u32;
+                count += usize::from(bound.certain < state.drift);
+            }
+            for &offset in &stale[..count] {
+                let (workers, labels) = state.slots.at(run, offset as usize);
+                let slot = run.slots.start + offset as usize;
+                let of_slot = (slot, workers, labels);
+                let (label, margin) = self.elect::<N>(&state.slots, of_slot, &mut scores);
+                let bound = &mut bounds[offset as usize];
+                bound.certain = state.drift + margin * bound.per_drift;
+                if label != state.label[slot] {
+                    changes.push((slot as u32, label));
+                }
+            }
+        }
+        changes
+    }
+}
+
 /// The tied label voted by the lowest worker; the lowest tied label if nobody voted for one.
 fn votes_of_tied(tied: &[Label], votes: impl Iterator<Item = (usize, Label)>) -> Label {
     votes.filter(|(_, label)| tied.contains(label)).min().map_or(tied[0], |(_, label)| label)
@@ -241,6 +380,15 @@ fn position_hash(item: u32, label: Label) -> u64 {
     x ^ (x >> 31)
 }
 
+/// Eq. 1 for all items.
+fn score_items<const N: usize>(votes: &Votes, weights: &[f64], scores: &mut [f64]) {
+    for (item, row) in scores.chunks_exact_mut(votes.labels.len().max(1)).enumerate() {
+        let range = votes.range(item);
+        let workers = &votes.worker_codes()[range.clone()];
+        vote::scores_n::<N>(workers, &votes.label_codes()[range], weights, row);
+    }
+}
+
 /// Eq. 1 once more, keeping the scores; counts ties and lists the fallbacks.
 pub(crate) fn finish_vote(
     votes: &Votes,
@@ -253,28 +401,38 @@ pub(crate) fn finish_vote(
     let (items, l) = (votes.items.len(), votes.labels.len());
     let round = Round { votes, evidence, options, accuracy };
     let mut scores = vec![0.0; items * l];
+    match l {
+        2 => score_items::<2>(votes, &weights, &mut scores),
+        3 => score_items::<3>(votes, &weights, &mut scores),
+        4 => score_items::<4>(votes, &weights, &mut scores),
+        5 => score_items::<5>(votes, &weights, &mut scores),
+        _ => score_items::<0>(votes, &weights, &mut scores),
+    }
     let mut label = vec![MISSING; items];
     let mut fallbacks = Vec::new();
     let mut ties = 0;
-    for item in 0..items {
-        let row = &mut scores[item * l..(item + 1) * l];
-        label[item] = round.label::<0>(item, &weights, row);
+    let some_negative = weights.iter().any(|&v| v <= 0.0);
+    let strict = options.all_negative == AllNegative::Majority;
+    for (item, row) in scores.chunks_exact_mut(l.max(1)).enumerate() {
         let range = votes.range(item);
+        let gold = evidence.gold_of(item);
         if range.is_empty() {
+            label[item] = gold.unwrap_or(MISSING);
             continue;
         }
-        if evidence.gold_of(item).is_some() {
-            let (workers, labels) =
-                (&votes.worker_codes()[range.clone()], &votes.label_codes()[range]);
-            vote::scores(workers, labels, &weights, row);
+        if let Some(gold) = gold {
+            label[item] = gold;
             continue;
         }
-        if only_negative(&votes.worker_codes()[range], &weights) {
+        let (elected, top, next) = vote::top_two(row);
+        label[item] = elected;
+        if next >= top - vote::TIE * (1.0 + top.abs()) || top <= vote::TIE || strict {
+            label[item] = round.label(item, &weights, row);
+            ties += usize::from(vote::tied(row, vote::TIE, vote::TIE).len() > 1);
+        }
+        if some_negative && only_negative(&votes.worker_codes()[range], &weights) {
             fallbacks.push(item as u32);
         }
-        let top = row.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
-        let floor = top - vote::TIE * (1.0 + top.abs());
-        ties += usize::from(row.iter().filter(|&&s| s >= floor).count() > 1);
     }
     Consensus {
         method,

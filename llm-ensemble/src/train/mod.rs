@@ -6,6 +6,7 @@ mod iwmv;
 mod one_coin;
 mod pool;
 mod shared;
+mod slots;
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::iwmv::finish_vote;
-pub use self::shared::{SharedFit, per_attribute_shared, update};
+pub use self::shared::{Shared, SharedFit, per_attribute_shared, update};
 use crate::baselines;
 use crate::model::vote;
 use crate::votes::{Label, MISSING, Votes};
@@ -370,6 +371,39 @@ pub fn probabilities(votes: &Votes, consensus: &Consensus) -> Vec<f64> {
     one_coin::vote_posterior(votes, &consensus.label)
 }
 
+/// What a model keeps of a fit to label other votes by Eq. 8.
+#[derive(Debug, Clone)]
+pub struct Confusions {
+    /// π per label.
+    pub prior: Vec<f64>,
+    /// C as `[worker][voted label][true label]`.
+    pub table: Vec<f64>,
+}
+
+/// Most numbers of all confusion matrices of a model.
+const MAX_CONFUSIONS: usize = 1 << 20;
+
+/// Eq. 7 on the labels of a probabilistic fit. Dawid–Skene smooths as in the fit; hierarchical and
+/// subtype Dawid–Skene and the opinion pool get rows shrunk towards the pooled row of their label
+/// (for the last two a summary: their own models have more parts); one coin gets its coins.
+/// `None` for votes, open label sets, and more than a million numbers.
+pub fn confusions(votes: &Votes, consensus: &Consensus, options: &Options) -> Option<Confusions> {
+    let (workers, l) = (votes.workers.len(), votes.labels.len());
+    if workers.saturating_mul(l).saturating_mul(l) > MAX_CONFUSIONS {
+        return None;
+    }
+    match consensus.method {
+        Method::DawidSkene => {
+            Some(em::confusions(votes, &consensus.scores, options.alpha, em::Update::Smoothed))
+        }
+        Method::HierarchicalDs | Method::SubtypeDs | Method::OpinionPool => {
+            Some(em::confusions(votes, &consensus.scores, options.alpha, em::Update::Hierarchical))
+        }
+        Method::OneCoin => Some(one_coin::confusions(votes, consensus)),
+        _ => None,
+    }
+}
+
 fn em_method(
     votes: &Votes,
     method: Method,
@@ -415,17 +449,6 @@ pub(crate) struct EmReport {
     pub(crate) warnings: Vec<Warning>,
 }
 
-/// Items per slice of a parallel pass; depends on the data only, so that sums are added
-/// in the same order for any number of threads.
-///
-/// At most 16 slices; fewer when each needs a table of `table` numbers that would outweigh its
-/// votes.
-fn slice_size(items: usize, votes: usize, table: usize) -> usize {
-    let by_table = votes / table.max(1);
-    let count = (votes / 16_384).min(by_table).clamp(1, 16);
-    items.div_ceil(count).max(1)
-}
-
 /// Labels, ties and bookkeeping from a posterior (items × L).
 pub(crate) fn posterior_consensus(
     votes: &Votes,
@@ -443,9 +466,9 @@ pub(crate) fn posterior_consensus(
         if votes.range(item).is_empty() && evidence.gold_of(item).is_none() {
             continue;
         }
-        label[item] = vote::argmax(row);
-        let tied = vote::tied(row, vote::TIE, vote::TIE);
-        if tied.len() > 1 {
+        let (elected, top, next) = vote::top_two(row);
+        label[item] = elected;
+        if next >= top - vote::TIE * (1.0 + top.abs()) {
             ties += 1;
             label[item] = round.break_tie(item, row);
         }

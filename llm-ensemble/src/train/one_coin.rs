@@ -1,8 +1,11 @@
 //! One accuracy per worker: EM over a closed label set, over the answers of each item, and the
 //! posterior behind a vote.
 
-use super::em::{class_prior, vote_shares};
-use super::{Consensus, EmReport, Evidence, Method, Options, Warning, posterior_consensus};
+use super::em::{class_prior, silent_gold, vote_shares};
+use super::slots::{Slice, Slots};
+use super::{
+    Confusions, Consensus, EmReport, Evidence, Method, Options, Warning, posterior_consensus,
+};
 use crate::model::{confusion, shrink, vote};
 use crate::votes::{Label, MISSING, Votes};
 
@@ -10,39 +13,45 @@ use crate::votes::{Label, MISSING, Votes};
 pub(super) fn fit(votes: &Votes, evidence: &Evidence, options: &Options) -> Consensus {
     let (workers, l) = (votes.workers.len(), votes.labels.len());
     let totals = votes.votes_per_worker();
-    let mut posterior = vote_shares(votes, evidence);
-    let (mut mass, mut right) = one_coin_counts(votes, &posterior);
+    let slots = Slots::new(votes, workers);
+    let mut posterior = vote_shares(&slots, evidence, l);
+    let mut counts = Counts { mass: vec![0.0; l], right: vec![0.0; workers] };
+    let mut partial = vec![counts.clone(); slots.slice_count()];
+    let silent = silent_gold(votes, evidence);
+    count_first(&slots, &posterior, l, &mut counts);
+    silent.iter().for_each(|&(_, gold)| counts.mass[gold as usize] += 1.0);
     let mut history: Vec<f64> = Vec::new();
     let mut warnings = Vec::new();
     let mut accuracy = vec![0.5; workers];
     loop {
-        let log_prior: Vec<f64> = class_prior(&mass).iter().map(|p| p.ln()).collect();
+        let prior = class_prior(&counts.mass);
         for i in 0..workers {
             let (prior, strength) = evidence.prior_of(i).unwrap_or((0.0, 0.0));
             let total = totals[i] as f64 + strength + l as f64 * options.alpha;
-            accuracy[i] = (right[i] + strength * prior + options.alpha) / total;
+            accuracy[i] = (counts.right[i] + strength * prior + options.alpha) / total;
             if options.flip_guard {
                 accuracy[i] = accuracy[i].max(1.0 / l.max(1) as f64);
             }
         }
-        let (log_odds, log_wrong) = coin_logs(&accuracy, l);
-        let mut likelihood = 0.0;
-        for (item, row) in posterior.chunks_mut(l.max(1)).enumerate() {
-            let range = votes.range(item);
-            if range.is_empty() {
-                continue;
-            }
-            let codes = &votes.worker_codes()[range.clone()];
-            let labels = &votes.label_codes()[range];
-            likelihood +=
-                confusion::e_step_one_coin(codes, labels, &log_prior, &log_odds, &log_wrong, row);
-            if let Some(gold) = evidence.gold_of(item) {
-                row.fill(0.0);
-                row[gold as usize] = 1.0;
-            }
-        }
-        (mass, right) = one_coin_counts(votes, &posterior);
-        likelihood /= votes.len().max(1) as f64;
+        let coins = Coins::new(&accuracy, &prior, l);
+        let pass = match l {
+            2 => expect::<2>,
+            3 => expect::<3>,
+            4 => expect::<4>,
+            5 => expect::<5>,
+            6 => expect::<6>,
+            7 => expect::<7>,
+            8 => expect::<8>,
+            _ => expect::<0>,
+        };
+        let parts = slots.pass_with(&mut posterior, l, &mut partial, |slice, rows, own| {
+            pass(&slots, evidence, &coins, slice, rows, own)
+        });
+        counts.clear();
+        partial.iter().for_each(|slice| counts.add_all(slice));
+        silent.iter().for_each(|&(_, gold)| counts.mass[gold as usize] += 1.0);
+        let wrong: f64 = totals.iter().zip(&coins.log_wrong).map(|(&n, log)| n as f64 * log).sum();
+        let likelihood = (wrong + parts.iter().sum::<f64>()) / votes.len().max(1) as f64;
         let previous = history.last().copied().unwrap_or(f64::NEG_INFINITY);
         history.push(likelihood);
         if likelihood - previous < options.tolerance {
@@ -53,22 +62,126 @@ pub(super) fn fit(votes: &Votes, evidence: &Evidence, options: &Options) -> Cons
             break;
         }
     }
-    let report = report(votes, &totals, accuracy, history, warnings);
-    posterior_consensus(votes, Method::OneCoin, evidence, options, posterior, report)
+    let mut scores = vec![0.0; votes.items.len() * l];
+    for (&item, row) in slots.item.iter().zip(posterior.chunks_exact(l.max(1))) {
+        scores[item as usize * l..][..l].copy_from_slice(row);
+    }
+    silent.iter().for_each(|&(item, gold)| scores[item as usize * l + gold as usize] = 1.0);
+    let report = report(votes, totals, accuracy, history, warnings);
+    posterior_consensus(votes, Method::OneCoin, evidence, options, scores, report)
 }
 
-/// (Σ_j μ_j(k) per label, Σ_j μ_j(W_ij) per worker).
-fn one_coin_counts(votes: &Votes, posterior: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let l = votes.labels.len();
-    let mut mass = vec![0.0; l];
-    let mut right = vec![0.0; votes.workers.len()];
-    for (item, row) in posterior.chunks(l.max(1)).enumerate() {
-        mass.iter_mut().zip(row).for_each(|(m, p)| *m += p);
-        for (worker, label) in votes.of(item) {
-            right[worker] += row[label as usize];
+/// Σ_j μ_j(k) per label and Σ_j μ_j(W_ij) per worker.
+#[derive(Clone)]
+struct Counts {
+    mass: Vec<f64>,
+    right: Vec<f64>,
+}
+
+impl Counts {
+    fn clear(&mut self) {
+        self.mass.fill(0.0);
+        self.right.fill(0.0);
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.mass.iter_mut().zip(&other.mass).for_each(|(a, b)| *a += b);
+        self.right.iter_mut().zip(&other.right).for_each(|(a, b)| *a += b);
+    }
+
+    #[inline]
+    fn add(&mut self, workers: &[u32], labels: &[Label], row: &[f64]) {
+        self.mass.iter_mut().zip(row).for_each(|(m, p)| *m += p);
+        for (&worker, &label) in workers.iter().zip(labels) {
+            self.right[worker as usize] += row[label as usize];
         }
     }
-    (mass, right)
+}
+
+fn count_first(slots: &Slots, posterior: &[f64], l: usize, counts: &mut Counts) {
+    for run in slots.runs() {
+        for (slot, workers, labels) in slots.of(run) {
+            counts.add(workers, labels, &posterior[slot * l..][..l]);
+        }
+    }
+}
+
+/// Eq. 8's factors with one coin per worker.
+struct Coins {
+    prior: Vec<f64>,
+    log_prior: Vec<f64>,
+    /// w_i / ((1 − w_i) / (L − 1)).
+    odds: Vec<f64>,
+    log_odds: Vec<f64>,
+    /// ln((1 − w_i) / (L − 1)).
+    log_wrong: Vec<f64>,
+    /// max_i |ln odds|.
+    largest: f64,
+}
+
+impl Coins {
+    fn new(accuracy: &[f64], prior: &[f64], labels: usize) -> Self {
+        let (log_odds, log_wrong) = coin_logs(accuracy, labels);
+        Self {
+            prior: prior.to_vec(),
+            log_prior: prior.iter().map(|p| p.ln()).collect(),
+            odds: log_odds.iter().map(|v| v.exp()).collect(),
+            largest: log_odds.iter().fold(0.0, |top, v| top.max(v.abs())),
+            log_odds,
+            log_wrong,
+        }
+    }
+}
+
+/// Eq. 8 on every item of a slice, and the counts of the next Eq. 7. Returns the log-likelihood
+/// without its Σ ln((1 − w_i) / (L − 1)) over all votes.
+fn expect<const N: usize>(
+    slots: &Slots,
+    evidence: &Evidence,
+    coins: &Coins,
+    slice: &Slice,
+    rows: &mut [f64],
+    counts: &mut Counts,
+) -> f64 {
+    // Products of odds stay within e^±300 for as many votes.
+    let safe = (300.0 / coins.largest.max(1e-9)) as usize;
+    let l = if N == 0 { coins.prior.len() } else { N };
+    let gold = !evidence.gold.is_empty();
+    counts.clear();
+    let mut rows = rows.chunks_exact_mut(l);
+    let mut likelihood = confusion::LogLikelihood::default();
+    for run in &slice.runs {
+        for ((slot, workers, labels), row) in slots.of(run).zip(&mut rows) {
+            likelihood.add(if run.length <= safe {
+                confusion::e_step_odds::<N>(workers, labels, &coins.prior, &coins.odds, row)
+            } else {
+                let (prior, odds) = (&coins.log_prior, &coins.log_odds);
+                confusion::e_step_log_odds(workers, labels, prior, odds, row)
+            });
+            if gold && let Some(gold) = evidence.gold_of(slots.item[slot] as usize) {
+                row.fill(0.0);
+                row[gold as usize] = 1.0;
+            }
+            counts.add(workers, labels, row);
+        }
+    }
+    likelihood.total()
+}
+
+/// The coins of a fit as confusion matrices, with the share of each label as prior.
+pub(super) fn confusions(votes: &Votes, consensus: &Consensus) -> Confusions {
+    let l = consensus.labels;
+    let mut mass = vec![0.0; l];
+    for row in consensus.scores.chunks_exact(l.max(1)) {
+        mass.iter_mut().zip(row).for_each(|(m, p)| *m += p);
+    }
+    let mut table = Vec::with_capacity(votes.workers.len() * l * l);
+    for accuracy in &consensus.accuracy {
+        let w = accuracy.unwrap_or(1.0 / l.max(1) as f64).clamp(1e-9, 1.0 - 1e-9);
+        let wrong = (1.0 - w) / l.saturating_sub(1).max(1) as f64;
+        table.extend((0..l * l).map(|at| if at % (l + 1) == 0 { w } else { wrong }));
+    }
+    Confusions { prior: class_prior(&mass), table }
 }
 
 /// One-coin EM for open value sets: item j has only the labels that it was given (and those of
@@ -135,7 +248,7 @@ pub(super) fn fit_open(votes: &Votes, evidence: &Evidence, options: &Options) ->
             scores[item * l + k as usize] = *p;
         }
     }
-    let report = report(votes, &totals, accuracy, history, warnings);
+    let report = report(votes, totals, accuracy, history, warnings);
     posterior_consensus(votes, Method::OpenOneCoin, evidence, options, scores, report)
 }
 
@@ -178,14 +291,13 @@ pub(super) fn vote_posterior(votes: &Votes, label: &[Label]) -> Vec<f64> {
     }
     let totals: Vec<f64> = votes.votes_per_worker().iter().map(|&n| n as f64).collect();
     let (accuracy, _) = shrink::shrunken_accuracies(&right, &totals, 20);
-    let (log_odds, log_wrong) = coin_logs(&accuracy, l);
+    let (log_odds, _) = coin_logs(&accuracy, l);
     let prior = vec![-(l.max(1) as f64).ln(); l];
     let mut posterior = vec![0.0; votes.items.len() * l];
     for (item, row) in posterior.chunks_mut(l.max(1)).enumerate() {
         let range = votes.range(item);
         let codes = &votes.worker_codes()[range.clone()];
-        let labels = &votes.label_codes()[range];
-        confusion::e_step_one_coin(codes, labels, &prior, &log_odds, &log_wrong, row);
+        confusion::e_step_log_odds(codes, &votes.label_codes()[range], &prior, &log_odds, row);
     }
     posterior
 }

@@ -36,51 +36,71 @@ pub fn per_attribute_shared(
     options: &Options,
 ) -> Result<SharedFit> {
     let first = super::per_attribute(attributes, method, options)?;
-    // (right, votes) per worker and attribute, by agreement with the attribute's consensus.
-    let mut counts: BTreeMap<String, Vec<[f64; 2]>> = BTreeMap::new();
-    for (name, votes) in attributes {
-        let consensus = &first[name];
-        let mut right = vec![0.0; votes.workers.len()];
-        for (item, &expected) in consensus.label.iter().enumerate() {
-            for (worker, label) in votes.of(item) {
-                right[worker] += f64::from(u8::from(label == expected));
-            }
-        }
-        let totals = votes.votes_per_worker();
-        for (worker, (&n, right)) in totals.iter().zip(right).enumerate() {
-            let rows = counts.entry(votes.workers.name(worker)).or_default();
-            rows.push([right, n as f64 - right]);
-        }
-    }
-    let accuracy: BTreeMap<String, f64> = counts
-        .iter()
-        .map(|(name, rows)| {
-            let right: f64 = rows.iter().map(|row| row[0]).sum();
-            let total: f64 = rows.iter().map(|row| row[0] + row[1]).sum();
-            (name.clone(), (right + 0.5) / (total + 1.0))
-        })
-        .collect();
-    let bases: BTreeMap<&String, [f64; 2]> =
-        accuracy.iter().map(|(name, &w)| (name, [w, 1.0 - w])).collect();
-    let mut strength = 4.0;
-    for _ in 0..20 {
-        let rows = counts.iter().flat_map(|(name, rows)| {
-            let base = &bases[name];
-            rows.iter().map(move |row| (&row[..], &base[..]))
-        });
-        strength = shrink::strength_step(rows, strength);
-    }
+    let shared = Shared::learn(attributes.iter().map(|(name, votes)| (votes, &first[name])));
     let attributes = attributes
         .par_iter()
         .map(|(name, votes)| {
-            let prior = (0..votes.workers.len())
-                .map(|i| accuracy.get(&votes.workers.name(i)).map(|&w| (w, strength)))
-                .collect();
-            let evidence = Evidence { prior, ..Evidence::default() };
+            let evidence = Evidence { prior: shared.prior(votes), ..Evidence::default() };
             Ok((name.clone(), fit(votes, method, &evidence, options)?))
         })
         .collect::<Result<_>>()?;
-    Ok(SharedFit { attributes, accuracy, strength })
+    Ok(SharedFit { attributes, accuracy: shared.accuracy, strength: shared.strength })
+}
+
+/// What all attributes together say about the workers.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// Accuracy per worker over all attributes.
+    pub accuracy: BTreeMap<String, f64>,
+    /// Votes that it is worth in every attribute.
+    pub strength: f64,
+}
+
+impl Shared {
+    /// From fits of single attributes, by agreement with each attribute's consensus.
+    pub fn learn<'a>(fits: impl Iterator<Item = (&'a Votes, &'a Consensus)>) -> Self {
+        // (right, wrong) per worker and attribute.
+        let mut counts: BTreeMap<String, Vec<[f64; 2]>> = BTreeMap::new();
+        for (votes, consensus) in fits {
+            let mut right = vec![0.0; votes.workers.len()];
+            for (item, &expected) in consensus.label.iter().enumerate() {
+                for (worker, label) in votes.of(item) {
+                    right[worker] += f64::from(u8::from(label == expected));
+                }
+            }
+            let totals = votes.votes_per_worker();
+            for (worker, (&n, right)) in totals.iter().zip(right).enumerate() {
+                let rows = counts.entry(votes.workers.name(worker)).or_default();
+                rows.push([right, n as f64 - right]);
+            }
+        }
+        let accuracy: BTreeMap<String, f64> = counts
+            .iter()
+            .map(|(name, rows)| {
+                let right: f64 = rows.iter().map(|row| row[0]).sum();
+                let total: f64 = rows.iter().map(|row| row[0] + row[1]).sum();
+                (name.clone(), (right + 0.5) / (total + 1.0))
+            })
+            .collect();
+        let bases: BTreeMap<&String, [f64; 2]> =
+            accuracy.iter().map(|(name, &w)| (name, [w, 1.0 - w])).collect();
+        let mut strength = 4.0;
+        for _ in 0..20 {
+            let rows = counts.iter().flat_map(|(name, rows)| {
+                let base = &bases[name];
+                rows.iter().map(move |row| (&row[..], &base[..]))
+            });
+            strength = shrink::strength_step(rows, strength);
+        }
+        Self { accuracy, strength }
+    }
+
+    /// [`Evidence::prior`] for the workers of `votes`.
+    pub fn prior(&self, votes: &Votes) -> Vec<Option<(f64, f64)>> {
+        (0..votes.workers.len())
+            .map(|i| self.accuracy.get(&votes.workers.name(i)).map(|&w| (w, self.strength)))
+            .collect()
+    }
 }
 
 /// Adds `newer` votes to `votes` and aggregates again, starting from the weights of `previous`

@@ -83,6 +83,124 @@ fn fit_writes_a_model_that_predict_applies() {
     assert_eq!(read("labels.csv").lines().count(), 61);
 }
 
+fn model(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path.join("model.json")).unwrap()).unwrap()
+}
+
+/// The label column of labels.csv by item.
+fn labels_of(path: &Path, file: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(path.join(file)).unwrap();
+    let fields = |line: &str| -> (String, String) {
+        let fields: Vec<&str> = line.split(',').collect();
+        (fields[1].to_owned(), fields[2].to_owned())
+    };
+    text.lines().skip(1).map(fields).collect()
+}
+
+#[test]
+fn predict_applies_the_confusion_matrices_of_dawid_skene() {
+    // `shifted` names the next label every time: worthless as a vote, perfect as evidence.
+    let mut text = votes(90);
+    (0..90).for_each(|item| text.push_str(&format!("i{item},shifted,{}\n", (item % 3 + 1) % 3)));
+    let alone = "item,worker,label\nx,shifted,1\ny,shifted,0\nz,shifted,2\nu,unknown,1\n";
+    let folder = folder(&[("votes.csv", &text), ("alone.csv", alone)]);
+    let path = folder.path();
+    let method = ["--set", "aggregate.method=dawid_skene"];
+    ok(path, &[&["fit", "votes.csv", "--labels", "fitted.csv"], &method[..]].concat());
+    let attribute = &model(path)["attributes"][0];
+    assert_eq!(attribute["class_prior"].as_array().unwrap().len(), 3);
+    let rows = attribute["workers"][4]["confusion"].as_array().unwrap();
+    for (truth, row) in rows.iter().enumerate() {
+        let row: Vec<f64> = row.as_array().unwrap().iter().map(|p| p.as_f64().unwrap()).collect();
+        assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{row:?}");
+        assert!(row[(truth + 1) % 3] > 0.9, "{row:?}");
+    }
+    ok(path, &["predict", "votes.csv", "--model", "model.json"]);
+    assert_eq!(labels_of(path, "labels.csv"), labels_of(path, "fitted.csv"));
+    ok(path, &["predict", "alone.csv", "--model", "model.json"]);
+    let expected = [("u", "1"), ("x", "0"), ("y", "2"), ("z", "1")];
+    let labels = labels_of(path, "labels.csv");
+    assert_eq!(labels.iter().map(|(a, b)| (&a[..], &b[..])).collect::<Vec<_>>(), expected);
+    // A damaged matrix is refused.
+    let damaged = std::fs::read_to_string(path.join("model.json")).unwrap();
+    let damaged = damaged.replacen("\"class_prior\": [", "\"class_prior\": [ 0.5,", 1);
+    std::fs::write(path.join("model.json"), damaged).unwrap();
+    fails(path, &["predict", "alone.csv", "--model", "model.json"], 3, &["confusion matrices"]);
+}
+
+#[test]
+fn new_votes_continue_from_an_earlier_model() {
+    let all = votes(60);
+    let cut = all.lines().take(1 + 40 * 4).collect::<Vec<_>>().join("\n");
+    let header = all.lines().take(1);
+    let rest = header.chain(all.lines().skip(1 + 40 * 4)).collect::<Vec<_>>().join("\n");
+    let folder = folder(&[("old.csv", &cut), ("new.csv", &rest), ("all.csv", &all)]);
+    let path = folder.path();
+    ok(path, &["fit", "all.csv", "--labels", "afresh.csv"]);
+    let afresh = model(path)["attributes"][0]["rounds"].as_u64().unwrap();
+    ok(path, &["fit", "old.csv"]);
+    let more = ["fit", "old.csv", "new.csv", "--start", "model.json", "--labels", "more.csv"];
+    ok(path, &more);
+    assert_eq!(labels_of(path, "more.csv"), labels_of(path, "afresh.csv"));
+    let continued = model(path)["attributes"][0]["rounds"].as_u64().unwrap();
+    assert!(continued <= afresh, "{continued} rounds, {afresh} from the start");
+}
+
+#[test]
+fn fit_reports_what_each_worker_costs_and_calibrates_confidence() {
+    let mut gold = "item,truth\n".to_owned();
+    (0..30).for_each(|item| gold.push_str(&format!("i{item},{}\n", item % 3)));
+    let folder = folder(&[("votes.csv", &votes(60)), ("gold.csv", &gold)]);
+    let path = folder.path();
+    let fit = ["fit", "votes.csv", "--gold", "gold.csv", "--label-cost"];
+    let text = ok(path, &fit);
+    assert!(text.contains("calls saved") && text.contains(" bad |"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(path, &[&fit[..], &["--json"]].concat())).unwrap();
+    let dropped = json["label_cost"][""].as_array().unwrap();
+    assert_eq!(dropped.len(), 4);
+    assert!(dropped.iter().all(|row| row["votes_saved"] == 60), "{dropped:?}");
+    assert!(dropped.iter().all(|row| row["accuracy_lost"].is_f64()), "{dropped:?}");
+    assert!(model(path)["attributes"][0].get("calibration").is_none());
+    // Labels stay, confidences move by one exponent, and `predict` applies it.
+    ok(path, &["fit", "votes.csv", "--labels", "plain.csv"]);
+    let calibrate = ["--set", "aggregate.calibrate=true"];
+    ok(path, &[&["fit", "votes.csv", "--labels", "scaled.csv"], &calibrate[..]].concat());
+    let exponent = model(path)["attributes"][0]["calibration"].as_f64().unwrap();
+    assert!((0.01..=2.0).contains(&exponent), "{exponent}");
+    assert_eq!(labels_of(path, "plain.csv"), labels_of(path, "scaled.csv"));
+    let read = |name: &str| std::fs::read_to_string(path.join(name)).unwrap();
+    assert_ne!(read("plain.csv"), read("scaled.csv"));
+    ok(path, &["predict", "votes.csv", "--model", "model.json"]);
+    assert_eq!(read("labels.csv"), read("scaled.csv"));
+}
+
+#[test]
+fn shared_accuracies_shrink_small_attributes() {
+    // `c` is right on 60 items of the large attribute and wrong on the 2 items of the small one.
+    let mut text = "attribute,item,worker,label\n".to_owned();
+    for item in 0..60 {
+        for (worker, wrong) in [("a", item % 10 == 0), ("b", item % 7 == 0), ("c", false)] {
+            let label = (item + usize::from(wrong)) % 2;
+            text.push_str(&format!("large,i{item},{worker},{label}\n"));
+        }
+    }
+    for item in 0..2 {
+        for (worker, label) in [("a", item), ("b", item), ("c", 1 - item)] {
+            text.push_str(&format!("small,i{item},{worker},{label}\n"));
+        }
+    }
+    let folder = folder(&[("votes.csv", &text)]);
+    let accuracy = |shared: &str| {
+        ok(folder.path(), &["fit", "votes.csv", "--set", &format!("aggregate.shared={shared}")]);
+        let model = model(folder.path());
+        assert_eq!(model["attributes"][1]["name"], "small");
+        model["attributes"][1]["workers"][2]["accuracy"].as_f64().unwrap()
+    };
+    assert_eq!(accuracy("false"), 0.0);
+    assert!(accuracy("true") > 0.3, "{}", accuracy("true"));
+}
+
 #[test]
 fn shards_merge_into_the_unsharded_labels() {
     let folder = folder(&[("votes.csv", &votes(60))]);

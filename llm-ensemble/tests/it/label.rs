@@ -221,3 +221,52 @@ fn hostile_product_texts_stay_data() {
     assert!(!votes.contains("Purple") && !votes.contains("script"), "{votes}");
     assert!(!votes.contains(",mock,"), "{votes}");
 }
+
+/// Every file below `folder`.
+#[cfg(target_os = "linux")]
+fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn offline_opens_no_socket_and_the_key_is_written_nowhere() {
+    const KEY: &str = "sk-canary-3141592653";
+    let endpoint = MockEndpoint::start(|call| Reply::chat(&answer(call)));
+    let folder = folder(&endpoint, 6, "");
+    let path = folder.path();
+    let online = command(path, &LABEL).env("SEPTET_API_KEY", KEY).output().unwrap();
+    assert!(online.status.success(), "{}", stderr(&online));
+    let (first, calls) = (votes(path), endpoint.calls());
+    assert!(calls > 0);
+
+    // The answers are in the cache: offline they come from there.
+    std::fs::remove_file(path.join("votes.csv")).unwrap();
+    let plain = command(path, &[&LABEL[..], &["--offline"]].concat());
+    let mut traced = std::process::Command::new("strace");
+    traced.args(["-f", "-qq", "-e", "trace=socket", "-o", "trace.txt"]);
+    traced.arg(plain.get_program()).args(plain.get_args()).current_dir(path);
+    traced.env("SEPTET_CACHE", path.join("cache")).env("SEPTET_API_KEY", KEY);
+    let offline = match traced.output() {
+        Ok(output) if !stderr(&output).contains("ptrace") => output,
+        _ => command(path, &[&LABEL[..], &["--offline"]].concat()).output().unwrap(),
+    };
+    assert!(offline.status.success(), "{}", stderr(&offline));
+    assert_eq!(votes(path), first);
+    assert_eq!(endpoint.calls(), calls);
+    // Without strace there is no trace, and the count of calls has to do.
+    let trace = std::fs::read_to_string(path.join("trace.txt")).unwrap_or_default();
+    assert!(!trace.contains("AF_INET"), "{trace}");
+
+    for output in [&online, &offline] {
+        assert!(!stdout(output).contains(KEY) && !stderr(output).contains(KEY));
+    }
+    let files = files(path);
+    assert!(files.len() >= 5, "{files:?}");
+    for file in files {
+        let bytes = std::fs::read(&file).unwrap();
+        let found = bytes.windows(KEY.len()).any(|window| window == KEY.as_bytes());
+        assert!(!found, "the key is in {}", file.display());
+    }
+}

@@ -89,13 +89,10 @@ impl Bench {
 
     fn prefill(&mut self) -> Result<u32> {
         self.session.truncate(0);
-        if !self.int8_prompt {
-            return Ok(argmax(&self.session.append(&self.prompt)?));
-        }
-        let mut logits = Vec::new();
-        for &token in &self.prompt {
-            logits = self.session.step(token)?;
-        }
+        let logits = match self.int8_prompt {
+            true => self.session.append_int8(&self.prompt)?,
+            false => self.session.append(&self.prompt)?,
+        };
         Ok(argmax(&logits))
     }
 }

@@ -115,6 +115,29 @@ fn options_score_as_separate_forwards() {
 }
 
 #[test]
+fn options_cost_one_prompt_and_their_own_tokens() {
+    let model = tiny("llama_tiny", Precision::F32);
+    let prompt: Vec<u32> = (0..30).collect();
+    let options: Vec<Vec<u32>> = (1..=20).map(|n| (0..1 + n % 4).collect()).collect();
+    // The last token of an option is predicted, not processed.
+    let own: usize = options.iter().map(|option| option.len() - 1).sum();
+    let mut session = Session::new(&model);
+    session.set_prompt(&prompt).unwrap();
+    assert_eq!(session.processed(), prompt.len());
+    session.score_options(&options).unwrap();
+    assert_eq!(session.processed(), prompt.len() + own);
+    // The same prompt with other options: only the options.
+    session.set_prompt(&prompt).unwrap();
+    session.score_options(&options[..7]).unwrap();
+    let more: usize = options[..7].iter().map(|option| option.len() - 1).sum();
+    assert_eq!(session.processed(), prompt.len() + own + more);
+    // A prompt that shares its first 25 tokens.
+    let other = [&prompt[..25], &[90, 91, 92]].concat();
+    session.set_prompt(&other).unwrap();
+    assert_eq!(session.processed(), prompt.len() + own + more + 3);
+}
+
+#[test]
 fn clones_and_truncated_sessions_equal_fresh_ones() {
     let model = tiny("llama_tiny", Precision::Quantised);
     let prompt: Vec<u32> = (0..40).map(|i| i * 7 % 120).collect();
@@ -168,6 +191,21 @@ fn quantised_steps_stay_near_f32() {
     let (mut a, mut b) = (Session::new(&exact), Session::new(&quantised));
     for token in [3, 14, 15, 92, 65, 35] {
         assert_close(&b.step(token).unwrap(), &a.append(&[token]).unwrap(), 0.25, 0.0);
+    }
+}
+
+#[test]
+fn an_int8_prompt_equals_int8_steps() {
+    for precision in [Precision::F32, Precision::Quantised] {
+        let model = tiny("llama_tiny", precision);
+        let prompt = [3, 14, 15, 92, 65, 35];
+        let (mut whole, mut steps) = (Session::new(&model), Session::new(&model));
+        let logits = whole.append_int8(&prompt).unwrap();
+        let mut last = Vec::new();
+        for token in prompt {
+            last = steps.step(token).unwrap();
+        }
+        assert_close(&logits, &last, 1e-4, 0.0);
     }
 }
 

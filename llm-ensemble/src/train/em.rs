@@ -94,7 +94,7 @@ pub(super) fn run(votes: &Votes, evidence: &Evidence, options: &Options, update:
         .map(|w| w.map_or(0.0, |w| vote::log_odds_weight(shape.labels as f64, w)))
         .collect();
     EmFit {
-        posterior: data.label_posterior(&posterior, votes.items.len()),
+        posterior: data.label_posterior(posterior, votes.items.len()),
         report: EmReport { weights, accuracy, history, warnings },
         evidence: bound,
     }
@@ -194,7 +194,7 @@ impl Counts {
 
 /// What the passes read.
 struct Data<'a> {
-    slots: &'a Slots,
+    slots: &'a Slots<'a>,
     evidence: &'a Evidence,
     /// [`silent_gold`].
     silent: Vec<(u32, Label)>,
@@ -211,7 +211,7 @@ pub(super) fn silent_gold(votes: &Votes, evidence: &Evidence) -> Vec<(u32, Label
 }
 
 /// μ_j(k) = share of the votes, by slot; one-hot for gold items.
-pub(super) fn vote_shares(slots: &Slots, evidence: &Evidence, l: usize) -> Vec<f64> {
+pub(super) fn vote_shares(slots: &Slots<'_>, evidence: &Evidence, l: usize) -> Vec<f64> {
     let mut posterior = vec![0.0; slots.len() * l];
     slots.pass(&mut posterior, l, |slice, rows| {
         for run in &slice.runs {
@@ -263,17 +263,13 @@ impl Data<'_> {
     }
 
     /// Posterior per item and label: the sum over subtypes, in the order of the items.
-    fn label_posterior(&self, posterior: &[f64], items: usize) -> Vec<f64> {
+    fn label_posterior(&self, posterior: Vec<f64>, items: usize) -> Vec<f64> {
         let Shape { labels, subtypes, .. } = self.shape;
-        let mut rows = vec![0.0; items * labels];
-        for (&item, row) in
-            self.slots.item.iter().zip(posterior.chunks_exact(self.shape.components.max(1)))
-        {
-            let out = &mut rows[item as usize * labels..][..labels];
-            for (p, group) in out.iter_mut().zip(row.chunks_exact(subtypes)) {
-                *p = group.iter().sum();
-            }
-        }
+        let rows = match subtypes {
+            1 => posterior,
+            _ => posterior.chunks_exact(subtypes).map(|group| group.iter().sum()).collect(),
+        };
+        let mut rows = self.slots.by_item(rows, labels, items);
         for &(item, gold) in &self.silent {
             rows[item as usize * labels + gold as usize] = 1.0;
         }

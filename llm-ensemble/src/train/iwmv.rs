@@ -82,8 +82,8 @@ pub(super) fn iterative_weighted_vote(
 /// is at most D · Σ_{i on j} 1/√T_i. An item is scored again only once D reaches
 /// m_j / Σ_i 1/√T_i. (Any positive numbers in place of 1/√T_i would be right; accuracies of
 /// workers with few votes move most, roughly like these.)
-struct VoteState {
-    slots: Slots,
+struct VoteState<'a> {
+    slots: Slots<'a>,
     label: Vec<Label>,
     /// 1 / Σ_i 1/√T_i over the voters of the item, and the drift up to which its label is certain.
     bounds: Vec<Bound>,
@@ -107,8 +107,8 @@ struct Bound {
     certain: f64,
 }
 
-impl VoteState {
-    fn new(votes: &Votes, totals: &[usize]) -> Self {
+impl<'a> VoteState<'a> {
+    fn new(votes: &'a Votes, totals: &[usize]) -> Self {
         let slots = Slots::new(votes, 0);
         let root: Vec<f64> = totals.iter().map(|&n| (n as f64).sqrt()).collect();
         Self {
@@ -135,7 +135,7 @@ pub(super) struct Round<'a> {
 impl Round<'_> {
     /// Eq. 1 for every item whose label may change, and Eq. 2's counts. Returns how many labels
     /// changed.
-    fn vote(&self, weights: &[f64], state: &mut VoteState) -> usize {
+    fn vote(&self, weights: &[f64], state: &mut VoteState<'_>) -> usize {
         match self.votes.labels.len() {
             2 => self.vote_n::<2>(weights, state),
             3 => self.vote_n::<3>(weights, state),
@@ -148,7 +148,7 @@ impl Round<'_> {
         }
     }
 
-    fn vote_n<const N: usize>(&self, weights: &[f64], state: &mut VoteState) -> usize {
+    fn vote_n<const N: usize>(&self, weights: &[f64], state: &mut VoteState<'_>) -> usize {
         let poll = Poll::new(self, weights);
         let first = state.weights.is_empty();
         let moved = |(i, new): (usize, &f64)| (new - state.weights[i]).abs() * state.root[i];
@@ -280,7 +280,7 @@ impl<'a> Poll<'a> {
     #[inline]
     fn elect<const N: usize>(
         &self,
-        slots: &Slots,
+        slots: &Slots<'_>,
         (slot, workers, labels): (usize, &[u32], &[Label]),
         scores: &mut [f64],
     ) -> (Label, f64) {
@@ -302,7 +302,7 @@ impl<'a> Poll<'a> {
     /// Labels of all slots of a slice, and agreement per worker; prepares the bounds.
     fn first<const N: usize>(
         &self,
-        state: &VoteState,
+        state: &VoteState<'_>,
         slice: &Slice,
         bounds: &mut [Bound],
     ) -> (Vec<Label>, Vec<i64>) {
@@ -329,7 +329,7 @@ impl<'a> Poll<'a> {
     /// (slot, new label) of the slots of a slice that get another label.
     fn changes<const N: usize>(
         &self,
-        state: &VoteState,
+        state: &VoteState<'_>,
         slice: &Slice,
         bounds: &mut [Bound],
     ) -> Vec<(u32, Label)> {

@@ -62,10 +62,7 @@ pub(super) fn fit(votes: &Votes, evidence: &Evidence, options: &Options) -> Cons
             break;
         }
     }
-    let mut scores = vec![0.0; votes.items.len() * l];
-    for (&item, row) in slots.item.iter().zip(posterior.chunks_exact(l.max(1))) {
-        scores[item as usize * l..][..l].copy_from_slice(row);
-    }
+    let mut scores = slots.by_item(posterior, l, votes.items.len());
     silent.iter().for_each(|&(item, gold)| scores[item as usize * l + gold as usize] = 1.0);
     let report = report(votes, totals, accuracy, history, warnings);
     posterior_consensus(votes, Method::OneCoin, evidence, options, scores, report)
@@ -98,7 +95,7 @@ impl Counts {
     }
 }
 
-fn count_first(slots: &Slots, posterior: &[f64], l: usize, counts: &mut Counts) {
+fn count_first(slots: &Slots<'_>, posterior: &[f64], l: usize, counts: &mut Counts) {
     for run in slots.runs() {
         for (slot, workers, labels) in slots.of(run) {
             counts.add(workers, labels, &posterior[slot * l..][..l]);
@@ -136,7 +133,7 @@ impl Coins {
 /// Eq. 8 on every item of a slice, and the counts of the next Eq. 7. Returns the log-likelihood
 /// without its Σ ln((1 − w_i) / (L − 1)) over all votes.
 fn expect<const N: usize>(
-    slots: &Slots,
+    slots: &Slots<'_>,
     evidence: &Evidence,
     coins: &Coins,
     slice: &Slice,

@@ -5,6 +5,7 @@
 //! predicts its end. Passes are cut into slices by the data alone: sums are added in the same
 //! order for any number of threads.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -15,13 +16,13 @@ use crate::votes::{Label, Votes};
 const PARALLEL_VOTES: usize = 1 << 17;
 
 /// Votes by slot.
-pub(super) struct Slots {
+pub(super) struct Slots<'a> {
     /// Item of every slot.
     pub(super) item: Vec<u32>,
     /// Worker of every vote.
-    worker: Vec<u32>,
+    worker: Cow<'a, [u32]>,
     /// Label of every vote.
-    label: Vec<Label>,
+    label: Cow<'a, [Label]>,
     slices: Vec<Slice>,
 }
 
@@ -45,10 +46,10 @@ pub(super) struct Run {
     first: usize,
 }
 
-impl Slots {
+impl<'a> Slots<'a> {
     /// Groups the votes; a slice keeps at most 1/16 of them, and so many that a `table` of numbers
     /// per slice does not outweigh them.
-    pub(super) fn new(votes: &Votes, table: usize) -> Self {
+    pub(super) fn new(votes: &'a Votes, table: usize) -> Self {
         let items = votes.items.len();
         let mut counts: Vec<usize> = Vec::new();
         for item in 0..items {
@@ -68,31 +69,53 @@ impl Slots {
             slot += count;
             first += count * length;
         }
-        let mut item_of = vec![0; slot];
-        let mut worker = vec![0; votes.len()];
-        let mut label = vec![0; votes.len()];
-        for item in 0..items {
-            let range = votes.range(item);
-            if range.is_empty() {
-                continue;
+        let (item, worker, label) = if runs.len() == 1 {
+            // Where all items have equally many votes, they stand in this order already.
+            let voted = (0..items).filter(|&item| !votes.range(item).is_empty());
+            let (worker, label) = (votes.worker_codes(), votes.label_codes());
+            (voted.map(|item| item as u32).collect(), Cow::Borrowed(worker), Cow::Borrowed(label))
+        } else {
+            let mut item_of = vec![0; slot];
+            let mut worker = vec![0; votes.len()];
+            let mut label = vec![0; votes.len()];
+            for item in 0..items {
+                let range = votes.range(item);
+                if range.is_empty() {
+                    continue;
+                }
+                let length = range.len();
+                let (slot, first) = &mut next[length];
+                let to = *first..*first + length;
+                item_of[*slot] = item as u32;
+                worker[to.clone()].copy_from_slice(&votes.worker_codes()[range.clone()]);
+                label[to].copy_from_slice(&votes.label_codes()[range]);
+                *slot += 1;
+                *first += length;
             }
-            let length = range.len();
-            let (slot, first) = &mut next[length];
-            item_of[*slot] = item as u32;
-            worker[*first..*first + length].copy_from_slice(&votes.worker_codes()[range.clone()]);
-            label[*first..*first + length].copy_from_slice(&votes.label_codes()[range]);
-            *slot += 1;
-            *first += length;
-        }
+            (item_of, Cow::Owned(worker), Cow::Owned(label))
+        };
         let by_table = votes.len() / table.max(1);
         let count = (votes.len() / 16_384).min(by_table).clamp(1, 16);
         let slices = cut(&runs, votes.len().div_ceil(count).max(1));
-        Self { item: item_of, worker, label, slices }
+        Self { item, worker, label, slices }
     }
 
     /// Number of slots: of items with votes.
     pub(super) fn len(&self) -> usize {
         self.item.len()
+    }
+
+    /// Rows by slot (`width` numbers each) as rows by item; items without votes get zeros.
+    pub(super) fn by_item(&self, rows: Vec<f64>, width: usize, items: usize) -> Vec<f64> {
+        // Borrowed votes stand in the order of their items, and so do their slots.
+        if self.len() == items && matches!(self.worker, Cow::Borrowed(_)) {
+            return rows;
+        }
+        let mut out = vec![0.0; items * width];
+        for (&item, row) in self.item.iter().zip(rows.chunks_exact(width.max(1))) {
+            out[item as usize * width..][..width].copy_from_slice(row);
+        }
+        out
     }
 
     /// All runs in order.

@@ -40,6 +40,7 @@ pub(super) struct Local {
     special_ids: Vec<u32>,
     end_tokens: Vec<u32>,
     grammars: OnceLock<Grammars>,
+    int8_prompts: bool,
     /// The context of the last prompt; what the next one shares with it is not computed again.
     session: Mutex<Session>,
 }
@@ -122,8 +123,14 @@ impl Local {
             special_ids,
             end_tokens,
             grammars: OnceLock::new(),
+            int8_prompts: false,
             session: Mutex::new(Session::new(model)),
         })
+    }
+
+    /// See `LlmOptions::int8_prompts`.
+    pub(super) fn with_int8_prompts(self, int8_prompts: bool) -> Self {
+        Self { int8_prompts, ..self }
     }
 
     pub(super) fn generate(&self, request: &Request) -> Result<Answer> {
@@ -136,7 +143,12 @@ impl Local {
         let mut stream = Seed::new(request.seed).stream("llm/sample");
         let mut session = self.session(&prompt, 1)?;
         let context = session.model().config().max_position_embeddings;
-        let mut logits = session.set_prompt(&prompt)?;
+        let mut logits = if self.int8_prompts {
+            session.truncate(0);
+            session.append_int8(&prompt)?
+        } else {
+            session.set_prompt(&prompt)?
+        };
         let mut output = Vec::new();
         let mut generated = 0;
         let finish = loop {

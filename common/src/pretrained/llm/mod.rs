@@ -58,6 +58,10 @@ pub struct LlmOptions {
     pub record: Option<PathBuf>,
     /// How local models hold their weights.
     pub precision: Precision,
+    /// Local models read prompts with activations rounded to int8, which is llama.cpp's
+    /// arithmetic, to compare texts with it. The default, f32, is nearer to the exact result of
+    /// the weights.
+    pub int8_prompts: bool,
     /// Patience and key of endpoints.
     pub endpoint: EndpointOptions,
 }
@@ -68,6 +72,7 @@ impl std::fmt::Debug for LlmOptions {
             .field("cache", &self.cache)
             .field("record", &self.record)
             .field("precision", &self.precision)
+            .field("int8_prompts", &self.int8_prompts)
             .field("endpoint", &self.endpoint)
             .finish_non_exhaustive()
     }
@@ -80,6 +85,7 @@ impl LlmOptions {
             cache: Some(assets.options().cache.join("answers")),
             record: None,
             precision: Precision::Auto,
+            int8_prompts: false,
             endpoint: EndpointOptions::default(),
             assets,
         }
@@ -125,7 +131,8 @@ impl Llm {
                 return Ok(name.clone());
             }
             let sha256 = local::fingerprint(files)?;
-            Ok(format!("{kind}:sha256-{sha256}/{:?}", options.precision))
+            let prompts = if options.int8_prompts { "/int8-prompts" } else { "" };
+            Ok(format!("{kind}:sha256-{sha256}/{:?}{prompts}", options.precision))
         };
         let (backend, identity) = match spec {
             LlmSpec::Endpoint { base, model } => {
@@ -140,11 +147,13 @@ impl Llm {
             LlmSpec::Gguf(file) => {
                 let path = local::gguf_file(file, &options.assets)?;
                 let model = Local::from_gguf(&path, options.precision)?;
+                let model = model.with_int8_prompts(options.int8_prompts);
                 (Backend::Local(Box::new(model)), identity("gguf", &[path])?)
             }
             LlmSpec::Hf { repo, revision } => {
                 let folder = local::hf_folder(repo, revision.as_deref(), &options.assets)?;
                 let model = Local::from_hf(&folder, options.precision)?;
+                let model = model.with_int8_prompts(options.int8_prompts);
                 let files = ["config.json", "tokenizer.json", "model.safetensors"];
                 let files = files.map(|file| folder.join(file));
                 (Backend::Local(Box::new(model)), identity("hf", &files)?)

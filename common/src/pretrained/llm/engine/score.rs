@@ -91,6 +91,7 @@ impl Session {
         self.reserve(prefix + tokens.len());
         let batch = Batch { tokens, positions, segment, prefix };
         self.model.forward(&batch, Arithmetic::F32, &mut self.cache, &mut self.scratch);
+        self.processed += tokens.len();
         let mut log_probs = self.target_log_probs(&targets).into_iter();
         for (option, scores) in options.iter().zip(scores) {
             scores.extend(log_probs.by_ref().take(option.len() - 1));

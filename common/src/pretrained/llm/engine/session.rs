@@ -23,6 +23,7 @@ pub struct Session {
     /// Logits after the last token; `None` after a truncation.
     pub(super) logits: Option<Vec<f32>>,
     pub(super) scratch: Scratch,
+    pub(super) processed: usize,
 }
 
 impl Session {
@@ -35,6 +36,7 @@ impl Session {
             cache: vec![LayerCache::default(); model.config().num_hidden_layers],
             logits: None,
             scratch: Scratch::default(),
+            processed: 0,
         }
     }
 
@@ -52,6 +54,12 @@ impl Session {
     /// by about as much as the weights' own quantisation. Errors as in [`Session::append`].
     pub fn step(&mut self, token: u32) -> Result<Vec<f32>> {
         self.extend(&[token], Arithmetic::Int8)
+    }
+
+    /// Like [`Session::append`], but rounds activations to int8 as [`Session::step`] does. This is
+    /// llama.cpp's arithmetic: greedy texts then differ from its texts only at near ties.
+    pub fn append_int8(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.extend(tokens, Arithmetic::Int8)
     }
 
     /// Like [`Session::append`], but returns the logits after every token, row-major.
@@ -75,6 +83,12 @@ impl Session {
     /// Number of tokens in the context.
     pub fn len(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// Tokens that this session has run through the layers: what its work so far cost. A clone
+    /// starts at 0.
+    pub fn processed(&self) -> usize {
+        self.processed
     }
 
     /// Whether the context is empty.
@@ -173,6 +187,7 @@ impl Session {
         };
         self.reserve(prefix + tokens.len());
         self.model.forward(&batch, arithmetic, &mut self.cache, &mut self.scratch);
+        self.processed += tokens.len();
         if arithmetic == Arithmetic::F32 && self.exact == prefix {
             self.exact += tokens.len();
         }
@@ -224,6 +239,7 @@ impl Clone for Session {
             cache: self.cache.iter().map(|layer| layer.resized(heads, width, used, used)).collect(),
             logits: self.logits.clone(),
             scratch: Scratch::default(),
+            processed: 0,
         }
     }
 }

@@ -14,7 +14,7 @@
 //!
 //! A training step is forward, backward and AdamW on one fixed random batch.
 
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use clap::Parser;
 use common::nn::{
     Attention, AttentionInputs, Builder, Conv2d, Embedding, Heads, Init, LayerNorm, Linear, Mlp,
@@ -38,10 +38,6 @@ struct Arguments {
 
 fn normal(name: &str, shape: &[usize]) -> Result<Tensor> {
     Seed::new(0).stream(name).normal_tensor(shape, 1.0)
-}
-
-fn variable(name: &str, shape: &[usize]) -> Result<Var> {
-    Ok(Var::from_tensor(&normal(name, shape)?)?)
 }
 
 fn ids(name: &str, below: usize, shape: (usize, usize)) -> Result<Tensor> {
@@ -176,10 +172,8 @@ impl Model for RqVae {
         let mut chosen_sum = latent.zeros_like()?.detach();
         let mut losses = Vec::new();
         for codebook in &self.codebooks {
-            let (target, codes) = (residual.detach(), codebook.detach());
-            let products = (target.matmul(&codes.t()?)? * 2.0)?;
-            let distance = codes.sqr()?.sum(1)?.broadcast_sub(&products)?;
-            let chosen = ops::embedding(codebook, &distance.argmin(D::Minus1)?)?;
+            let target = residual.detach();
+            let chosen = ops::embedding(codebook, &ops::nearest_rows(&target, codebook)?)?;
             let fixed = chosen.detach();
             losses.push(ops::mean_squared_error(&chosen, &target)?);
             losses.push((ops::mean_squared_error(&residual, &fixed)? * 0.25)?);
@@ -329,9 +323,20 @@ fn work(run: impl FnMut() -> Result<()> + 'static) -> Result<Box<dyn Case>> {
     Ok(Box::new(Work(Box::new(run))))
 }
 
-/// Forward and backward of `loss`, gradients thrown away.
-fn gradient(loss: impl Fn() -> Result<Tensor> + 'static) -> Result<Box<dyn Case>> {
-    work(move || loss()?.backward().map(drop).map_err(Error::from))
+/// Forward and backward of `loss` of variables with the given shapes, gradients thrown away.
+fn gradient<const N: usize>(
+    shapes: [&[usize]; N],
+    loss: impl Fn(&[Tensor; N]) -> Result<Tensor> + 'static,
+) -> Result<Box<dyn Case>> {
+    let mut builder = Builder::seeded(Seed::new(0));
+    let mut variables = Vec::new();
+    for (at, shape) in shapes.into_iter().enumerate() {
+        variables.push(builder.tensor(&at.to_string(), shape, Init::Normal(1.0))?);
+    }
+    let variables: [Tensor; N] =
+        variables.try_into().map_err(|_| Error::Bug("a variable is lost".into()))?;
+    let parameters = builder.finish();
+    work(move || Gradients::of(&loss(&variables)?, &parameters).map(drop))
 }
 
 fn step(kind: &str, sizes: &[usize], frozen: bool, arguments: &Arguments) -> Result<Step> {
@@ -366,15 +371,16 @@ fn build(name: &str, arguments: &Arguments) -> Result<Box<dyn Case>> {
             work(move || step.forward())
         }
         ("softmax_bwd", []) => {
-            let (x, weights) = (variable("x", &[64, 4, 64, 64])?, normal("w", &[64, 4, 64, 64])?);
+            let weights = normal("w", &[64, 4, 64, 64])?;
             let options = ops::SoftmaxOptions::default();
-            gradient(move || Ok(ops::weighted_sum(&ops::softmax(&x, &options)?, &weights)?))
+            gradient([&[64, 4, 64, 64]], move |[x]| {
+                Ok(ops::weighted_sum(&ops::softmax(x, &options)?, &weights)?)
+            })
         }
         ("layer_norm_bwd", []) => {
-            let (x, scale) = (variable("x", &[4096, 128])?, variable("scale", &[128])?);
-            let (shift, weights) = (variable("shift", &[128])?, normal("w", &[4096, 128])?);
-            gradient(move || {
-                let y = ops::layer_norm(&x, &scale, Some(shift.as_tensor()), 1e-5)?;
+            let weights = normal("w", &[4096, 128])?;
+            gradient([&[4096, 128], &[128], &[128]], move |[x, scale, shift]| {
+                let y = ops::layer_norm(x, scale, Some(shift), 1e-5)?;
                 Ok(ops::weighted_sum(&y, &weights)?)
             })
         }
@@ -383,13 +389,16 @@ fn build(name: &str, arguments: &Arguments) -> Result<Box<dyn Case>> {
             work(move || Ok(Activation::GeluTanh.apply(&x).map(drop)?))
         }
         ("gelu_bwd", []) => {
-            let (x, weights) = (variable("x", &[4096, 512])?, normal("w", &[4096, 512])?);
-            gradient(move || Ok(ops::weighted_sum(&Activation::GeluTanh.apply(&x)?, &weights)?))
+            let weights = normal("w", &[4096, 512])?;
+            gradient([&[4096, 512]], move |[x]| {
+                Ok(ops::weighted_sum(&Activation::GeluTanh.apply(x)?, &weights)?)
+            })
         }
         ("cross_entropy_bwd", []) => {
-            let (x, targets) = (variable("x", &[4096, 2000])?, ids("t", 2000, (4096, 1))?);
-            let targets = targets.flatten_all()?;
-            gradient(move || Ok(ops::cross_entropy(&x, &targets, &Default::default())?))
+            let targets = ids("t", 2000, (4096, 1))?.flatten_all()?;
+            gradient([&[4096, 2000]], move |[x]| {
+                Ok(ops::cross_entropy(x, &targets, &Default::default())?)
+            })
         }
         ("column_sum", []) => {
             let x = normal("x", &[4096, 512])?;
@@ -416,11 +425,11 @@ fn build(name: &str, arguments: &Arguments) -> Result<Box<dyn Case>> {
             work(move || Ok(ops::conv2d(&x, &kernel, None, 1, 1).map(drop)?))
         }
         ("conv3x3_bwd", [n, c, h, o]) => {
-            let (x, kernel) = (variable("x", &[*n, *c, *h, *h])?, variable("k", &[*o, *c, 3, 3])?);
+            let shapes: [&[usize]; 2] = [&[*n, *c, *h, *h], &[*o, *c, 3, 3]];
             let zero = Tensor::zeros((*n, *o, *h, *h), candle_core::DType::F32, &Device::Cpu)?;
             let count = zero.elem_count() as f64;
-            gradient(move || {
-                let y = ops::conv2d(&x, &kernel, None, 1, 1)?;
+            gradient(shapes, move |[x, kernel]| {
+                let y = ops::conv2d(x, kernel, None, 1, 1)?;
                 Ok((ops::mean_squared_error(&y, &zero)? * count)?)
             })
         }
@@ -432,6 +441,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     common::runtime::init(Some(arguments.threads));
     let answer = |name: &str| build(name, &arguments);
-    serve(std::io::stdin().lock(), std::io::stdout().lock(), answer)?;
+    // from inside the pool an operator's blocks start at once: nobody waits to be woken
+    rayon::scope(|_| serve(std::io::stdin().lock(), std::io::stdout().lock(), answer))?;
     Ok(())
 }

@@ -5,14 +5,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
+use clap::Parser;
 use common::checkpoint::Checkpoints;
+use common::cli::CommonArgs;
 use common::nn::{Builder, Init, Parameters};
 use common::ops;
 use common::optim::{AdamW, AdamWOptions, Gradients};
 use common::rng::{Seed, Stream};
+use common::run::check_interrupt;
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -23,34 +27,43 @@ struct State {
 
 const STEPS: u64 = 60;
 
-/// Trains a linear map on random batches with a checkpoint after every step, from wherever the
-/// folder stands, and returns the final weights' bytes.
-fn train(folder: &Path, until: u64) -> Vec<u32> {
+/// Trains a linear map on random batches from wherever the folder stands, with a checkpoint after
+/// every `every` steps and on a signal, and returns the final weights' bytes.
+fn try_train(folder: &Path, until: u64, every: u64) -> common::Result<Vec<u32>> {
     let mut builder = Builder::seeded(Seed::new(1));
-    let weight = builder.tensor("weight", (8, 16), Init::fan_in(16)).unwrap();
+    let weight = builder.tensor("weight", (8, 16), Init::fan_in(16))?;
     let parameters = builder.finish();
     let mut optimiser = AdamW::new(&parameters, AdamWOptions::default());
     let mut batches = Seed::new(1).stream("batches");
-    let checkpoints = Checkpoints::open(folder).unwrap();
+    let checkpoints = Checkpoints::open(folder)?;
     let mut step = 0;
-    if let Some(found) = checkpoints.latest::<State>().unwrap() {
-        parameters.load(&found.tensors).unwrap();
-        optimiser.load_state(found.state.optimiser_step, &found.tensors).unwrap();
+    if let Some(found) = checkpoints.latest::<State>()? {
+        parameters.load(&found.tensors)?;
+        optimiser.load_state(found.state.optimiser_step, &found.tensors)?;
         (batches, step) = (found.state.batches, found.step);
     }
     while step < until {
-        let x = batches.normal_tensor((4, 16), 1.0).unwrap();
-        let y = batches.normal_tensor((4, 8), 1.0).unwrap();
-        let error = (ops::linear(&x, &weight, None).unwrap() - y).unwrap();
-        let loss = error.sqr().unwrap().mean_all().unwrap();
-        optimiser.step(&Gradients::of(&loss, &parameters).unwrap(), 0.01).unwrap();
-        step += 1;
-        let mut tensors = parameters.tensors();
-        tensors.extend(optimiser.state().unwrap());
-        let state = State { batches: batches.clone(), optimiser_step: optimiser.step_count() };
-        checkpoints.save(step, &tensors, &state, None).unwrap();
+        let stop = check_interrupt();
+        if stop.is_ok() {
+            let x = batches.normal_tensor((4, 16), 1.0)?;
+            let y = batches.normal_tensor((4, 8), 1.0)?;
+            let loss = ops::mean_squared_error(&ops::linear(&x, &weight, None)?, &y)?;
+            optimiser.step(&Gradients::of(&loss, &parameters)?, 0.01)?;
+            step += 1;
+        }
+        if stop.is_err() || step.is_multiple_of(every) || step == until {
+            let mut tensors = parameters.tensors();
+            tensors.extend(optimiser.state()?);
+            let state = State { batches: batches.clone(), optimiser_step: optimiser.step_count() };
+            checkpoints.save(step, &tensors, &state, None)?;
+        }
+        stop?;
     }
-    bits(&parameters)
+    Ok(bits(&parameters))
+}
+
+fn train(folder: &Path, until: u64) -> Vec<u32> {
+    try_train(folder, until, 1).unwrap()
 }
 
 fn bits(parameters: &Parameters) -> Vec<u32> {
@@ -85,12 +98,95 @@ fn a_resumed_run_ends_with_the_same_bytes() {
     assert_eq!(bytes(whole.path()), bytes(parts.path()));
 }
 
-/// Runs as a child of the next test only.
+#[derive(clap::Parser)]
+struct Flags {
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs as a child of the next tests only, as a program would: signals are caught, and the exit code
+/// is the error's.
 #[test]
-#[ignore = "the child process of a_killed_trainer_resumes"]
+#[ignore = "the child process of other tests"]
+#[allow(clippy::exit)]
 fn trainer() {
     let folder = std::env::var("CHECKPOINT_TEST_FOLDER").unwrap();
-    train(Path::new(&folder), STEPS);
+    let number = |name: &str| std::env::var(name).unwrap().parse().unwrap();
+    let (until, every) = (number("CHECKPOINT_TEST_STEPS"), number("CHECKPOINT_TEST_EVERY"));
+    common::cli::init(&Flags::parse_from(["trainer", "--quiet"]).common).unwrap();
+    fs::write(Path::new(&folder).join("started"), "").unwrap();
+    if let Err(error) = try_train(Path::new(&folder), until, every) {
+        std::process::exit(error.exit_code().into());
+    }
+}
+
+/// The program `program` with the child's arguments.
+fn trainer_command(program: &mut Command, folder: &Path, until: u64, every: u64) -> Child {
+    program
+        .args(["--exact", "--ignored", "checkpoint::trainer"])
+        .env("CHECKPOINT_TEST_FOLDER", folder)
+        .env("CHECKPOINT_TEST_STEPS", until.to_string())
+        .env("CHECKPOINT_TEST_EVERY", every.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn spawn_trainer(folder: &Path, until: u64, every: u64) -> Child {
+    trainer_command(&mut Command::new(std::env::current_exe().unwrap()), folder, until, every)
+}
+
+#[test]
+fn a_signal_ends_a_training_with_a_checkpoint() {
+    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+        let folder = tempfile::tempdir().unwrap();
+        // no end, and no checkpoint of its own after the first
+        train(folder.path(), 1);
+        let mut child = spawn_trainer(folder.path(), u64::MAX, u64::MAX);
+        while !folder.path().join("started").exists() {
+            assert!(child.try_wait().unwrap().is_none(), "the child ended before it was asked to");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        let sent = Instant::now();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{signal}");
+        assert!(sent.elapsed() < Duration::from_secs(5), "{signal}: {:?}", sent.elapsed());
+        let step = Checkpoints::open(folder.path()).unwrap().steps().unwrap().pop().unwrap();
+        assert!(step > 1, "no step was kept");
+        // it goes on from there as if nothing had been
+        let whole = tempfile::tempdir().unwrap();
+        let expected = try_train(whole.path(), step + 3, u64::MAX).unwrap();
+        assert_eq!(train(folder.path(), step + 3), expected);
+    }
+}
+
+/// A limit of the file size stands for a full disk: both fail a write halfway.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_ends_a_training_and_leaves_the_last_checkpoint() {
+    let whole = tempfile::tempdir().unwrap();
+    let expected = train(whole.path(), STEPS);
+    let folder = tempfile::tempdir().unwrap();
+    for (at, blocks) in [0, 1].into_iter().enumerate() {
+        let before = 5 + at as u64;
+        train(folder.path(), before);
+        let mut shell = Command::new("sh");
+        // without the trap the signal of the limit would end the process before the error is seen
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        shell.arg("-c").arg(script).arg(std::env::current_exe().unwrap());
+        let mut child = trainer_command(&mut shell, folder.path(), STEPS, 1);
+        assert_eq!(child.wait().unwrap().code(), Some(6), "{blocks} blocks");
+        for file in files(folder.path()) {
+            let name = file.file_name().unwrap().to_string_lossy();
+            assert!(name.starts_with("step-") || name == "started", "{name} is left behind");
+        }
+        let found = Checkpoints::open(folder.path()).unwrap().latest::<State>().unwrap().unwrap();
+        assert_eq!((found.step, found.skipped.len()), (before, 0));
+    }
+    assert_eq!(train(folder.path(), STEPS), expected);
 }
 
 #[test]
@@ -100,14 +196,8 @@ fn a_killed_trainer_resumes() {
     let mut wait = Seed::new(9).stream("kill");
     let mut kills = 0;
     for _ in 0..20 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--ignored", "checkpoint::trainer"])
-            .env("CHECKPOINT_TEST_FOLDER", killed.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(5 + wait.below(40) as u64));
+        let mut child = spawn_trainer(killed.path(), STEPS, 1);
+        std::thread::sleep(Duration::from_millis(5 + wait.below(40) as u64));
         kills += u32::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use common::lm::{Architecture, BeamOptions, EarlyStopping, Lm, LmConfig, Pass, save_lora};
 use common::nn::{LoraOptions, Parameters};
-use common::optim::{AdamW, AdamWOptions, Gradients};
+use common::optim::{AdamW, AdamWOptions, Gradients, Workers};
 use common::rng::Seed;
 use common::testing::gradients::assert_all_grads;
 use common::testing::{assert_close, golden, golden_json, golden_tensors};
@@ -292,6 +292,37 @@ fn new_models_are_drawn_as_documented_and_learn() {
         }
         assert!((losses[0] - 30f32.ln()).abs() < 0.1, "{}", losses[0]);
         assert!(losses[59] < 0.2, "{architecture:?} ends at {}", losses[59]);
+    }
+}
+
+#[test]
+fn a_training_gives_the_same_bytes_on_one_and_two_threads() {
+    let ids: Vec<u32> = (0..96).map(|i| (i * i + i / 12) % 30).collect();
+    let ids = Tensor::from_vec(ids, (8, 12), &Device::Cpu).unwrap();
+    for config in [LmConfig::gpt2(30, 16, 2, 2, 12), LmConfig::llama(30, 16, 2, 2, 12)] {
+        let run = |threads: usize| {
+            let model = Lm::new(&config, Seed::new(8)).unwrap();
+            let workers = Workers::new(threads).unwrap();
+            let mut optimiser = AdamW::new(model.parameters(), AdamWOptions::default());
+            let mut losses = Vec::new();
+            for _ in 0..100 {
+                let slice_loss = |slice: usize| {
+                    let part = ids.narrow(0, 4 * slice, 4)?;
+                    Ok((model.loss(&part, &part, Pass::default())? * 0.5)?)
+                };
+                let (loss, gradients) =
+                    workers.gradients(model.parameters(), 2, slice_loss).unwrap();
+                optimiser.step(&gradients, 3e-3).unwrap();
+                losses.push(loss);
+            }
+            let weights = model.parameters().iter().flat_map(|(_, var)| values(var));
+            (losses, weights.map(f32::to_bits).collect::<Vec<u32>>())
+        };
+        let one = run(1);
+        assert!(one.0[99] < 0.9 * one.0[0], "{} → {}", one.0[0], one.0[99]);
+        let two = run(2);
+        assert!(one == two, "threads change a training");
+        assert!(two == run(2), "a repetition differs");
     }
 }
 

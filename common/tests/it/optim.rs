@@ -156,6 +156,22 @@ fn slices_add_up_to_the_whole() {
 }
 
 #[test]
+fn gradients_that_go_around_candle_are_the_same() {
+    let net = Net::new();
+    // `first` is used by fused operators, by candle's and by both in one loss
+    let (w, b) = &net.first;
+    let shared = (w.sqr().unwrap().sum_all().unwrap() + b.sum_all().unwrap()).unwrap();
+    let twice = ops::linear(&net.x, w, Some(b)).unwrap().sum_all().unwrap();
+    let loss = (net.loss(0, ROWS).unwrap() + (shared + twice).unwrap()).unwrap();
+    let direct = Gradients::of(&loss, &net.parameters).unwrap();
+    let store = loss.backward().unwrap();
+    let plain = Gradients::from_store(&store, &net.parameters).unwrap();
+    for (a, b) in direct.tensors().iter().zip(plain.tensors()) {
+        assert_close(&values(a), &values(b), 1e-6, 1e-5);
+    }
+}
+
+#[test]
 fn an_unreached_parameter_is_an_error_that_names_it() {
     let net = Net::new();
     let loss = net.second.1.sum_all().unwrap();

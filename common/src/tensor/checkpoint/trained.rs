@@ -1,8 +1,9 @@
 //! Trained tensors kept by what they were trained from.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::Tensor;
 use serde::Serialize;
@@ -11,7 +12,11 @@ use sha2::{Digest, Sha256};
 
 use super::Checkpoints;
 use crate::files::atomic_write;
+use crate::run::check_interrupt;
 use crate::{Error, Result};
+
+/// How often a model that another process trains is looked at.
+const POLL: Duration = Duration::from_millis(50);
 
 /// A folder of trained models, each found again by a hash of everything that its training depends
 /// on.
@@ -34,10 +39,10 @@ impl Trained {
     /// `key` holds all that the result depends on: config, seed, a fingerprint of the data, and a
     /// number that is raised whenever the training code changes. `train` gets a folder of its own
     /// for [`Checkpoints`] and may resume from what a killed process left there. A kept model that
-    /// is damaged is trained again.
+    /// is damaged is trained again. While one process trains a key, others that want it wait.
     ///
     /// # Errors
-    /// Those of `train`, [`Error::Io`], [`Error::Bug`] when `key` or the history can't be JSON.
+    /// Those of `train`, [`Error::Io`], [`Error::Interrupted`] while waiting, [`Error::Bug`] when `key` or the history can't be JSON.
     pub fn get_or_train<K: Serialize, H: Serialize + DeserializeOwned>(
         &self,
         name: &str,
@@ -49,6 +54,7 @@ impl Trained {
         let digest = Sha256::digest(&key);
         let hash: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         let folder = self.folder.join(format!("{name}-{hash}"));
+        let _lock = lock(&folder, name)?;
         let finished = Checkpoints::open(&folder.join("finished"))?;
         match finished.latest() {
             Ok(Some(kept)) => return Ok((kept.tensors, kept.state)),
@@ -67,6 +73,29 @@ impl Trained {
         Checkpoints::open(&folder.join("finished"))?.save(0, &tensors, &history, None)?;
         fs::remove_dir_all(&work).map_err(Error::io(&work))?;
         Ok((tensors, history))
+    }
+}
+
+/// Waits until no other process (or thread) works on the model in `folder`. The system releases the
+/// lock with the process, however that ends.
+fn lock(folder: &Path, name: &str) -> Result<File> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let path = folder.join("lock");
+    let file = File::create(&path).map_err(Error::io(&path))?;
+    let mut told = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                if !told {
+                    tracing::info!("{name}: another process trains it; waiting for {path:?}");
+                    told = true;
+                }
+                check_interrupt()?;
+                std::thread::sleep(POLL);
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io(&path)(error)),
+        }
     }
 }
 
@@ -102,6 +131,28 @@ mod tests {
             .get_or_train("m", &"c", |_| -> Result<Outcome<Vec<f64>>> { Err(Error::usage("no")) });
         assert!(failed.is_err());
         assert_eq!(get("c", 4.0), 4.0);
+    }
+
+    #[test]
+    fn who_wants_what_another_trains_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let trained = Trained::new(folder.path());
+        let trainings = std::sync::atomic::AtomicUsize::new(0);
+        let get = || {
+            let slow = |work: &Path| {
+                trainings.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                fs::write(work.join("half"), "").unwrap();
+                std::thread::sleep(4 * POLL);
+                assert!(work.join("half").exists());
+                train(1.0)(work)
+            };
+            value(&trained.get_or_train("m", &1, slow).unwrap())
+        };
+        std::thread::scope(|scope| {
+            let threads = [scope.spawn(get), scope.spawn(get), scope.spawn(get)];
+            threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), 1.0));
+        });
+        assert_eq!(trainings.into_inner(), 1);
     }
 
     #[test]

@@ -100,6 +100,15 @@ loops!(gelu_values, gelu_gradients, gelu, gelu_slope);
 loops!(silu_values, silu_gradients, silu, silu_slope);
 loops!(relu_values, relu_gradients, relu, relu_slope);
 
+simd! {
+    /// ReLU of `x` in its place. Where it is not NaN its slope is that at its own value.
+    pub(super) fn relu_in_place(x: &mut [f32]) {
+        for x in x {
+            *x = relu(*x);
+        }
+    }
+}
+
 impl Activation {
     /// `out = f(x)`.
     pub(super) fn values(self, x: &[f32], out: &mut [f32]) {

@@ -1,9 +1,71 @@
 //! A function of up to three f32 tensors with a hand-written gradient, as a node of candle's graph.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use candle_core::backprop::GradStore;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, StorageRef,
-    Tensor, bail,
+    Tensor, TensorId, bail,
 };
+
+use super::kernel::add;
+
+thread_local! {
+    /// Gradients of variables during a [`backward`] of this thread.
+    static LEAVES: RefCell<Option<HashMap<TensorId, Vec<f32>>>> = const { RefCell::new(None) };
+}
+
+/// Gradients of a scalar: candle's, and those of variables that fused operators put aside.
+pub(crate) struct Backward {
+    store: GradStore,
+    leaves: HashMap<TensorId, Vec<f32>>,
+}
+
+/// `loss.backward()`, without candle's zero-filled buffer and addition for every use of a variable:
+/// fused operators hand their variables' gradients over directly.
+pub(crate) fn backward(loss: &Tensor) -> Result<Backward> {
+    /// A panic must not leave the map behind: it would swallow the gradients of later passes.
+    struct Running;
+    impl Drop for Running {
+        fn drop(&mut self) {
+            LEAVES.set(None);
+        }
+    }
+    LEAVES.set(Some(HashMap::new()));
+    let _running = Running;
+    let store = loss.backward()?;
+    Ok(Backward { store, leaves: LEAVES.take().unwrap_or_default() })
+}
+
+impl Backward {
+    /// Takes out the gradient of `variable`, contiguous; `None` if the loss does not reach it.
+    pub(crate) fn remove(&mut self, variable: &Tensor) -> Result<Option<Tensor>> {
+        let store =
+            self.store.remove(variable).map(|gradient| gradient.contiguous()).transpose()?;
+        let Some(leaf) = self.leaves.remove(&variable.id()) else { return Ok(store) };
+        let leaf = Tensor::from_vec(leaf, variable.shape(), variable.device())?;
+        Ok(Some(match store {
+            Some(store) => (store + leaf)?,
+            None => leaf,
+        }))
+    }
+}
+
+/// Adds `gradient` to what the running [`backward`] has for `variable`; gives it back where none runs.
+fn put_aside(variable: &Tensor, gradient: Vec<f32>) -> Option<Vec<f32>> {
+    LEAVES.with_borrow_mut(|leaves| {
+        let Some(leaves) = leaves else { return Some(gradient) };
+        match leaves.entry(variable.id()) {
+            Entry::Occupied(mut sum) => add(sum.get_mut(), &gradient),
+            Entry::Vacant(slot) => {
+                slot.insert(gradient);
+            }
+        }
+        None
+    })
+}
 
 /// Whether the fused kernels can take these tensors: all f32 on the CPU.
 pub(super) fn fusable(tensors: &[&Tensor]) -> bool {
@@ -115,6 +177,10 @@ impl<F, B> Fused<F, B> {
         let computed = (self.backward)(values, result.get()?, upstream.get()?, wanted);
         let mut gradients = [const { None }; N];
         for ((slot, values), input) in gradients.iter_mut().zip(computed).zip(inputs) {
+            let values = values.and_then(|values| match input.is_variable() {
+                true => put_aside(input, values),
+                false => Some(values),
+            });
             *slot = values
                 .map(|values| Tensor::from_vec(values, input.shape(), input.device()))
                 .transpose()?;

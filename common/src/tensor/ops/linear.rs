@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{D, DType, Result, Shape, Tensor, bail};
 
-use super::activation::Activation;
+use super::activation::{Activation, relu_in_place};
 use super::fused::{fusable, fused};
-use super::kernel::{Matrix, Threads, add, filled, gemm, map_rows, map_rows_sum};
+use super::kernel::{Matrix, Threads, add, filled, for_rows, gemm, map_rows, map_rows_sum};
 
 /// `x · weightᵀ + bias`: `x` `[…, inputs]`, `weight` `[outputs, inputs]` (torch's layout), `bias`
 /// `[outputs]`.
@@ -95,6 +95,13 @@ pub fn linear_layout(
         });
         match activation {
             None => sums,
+            // its slope can be read from its value
+            Some(Activation::Relu) => {
+                let mut out = sums;
+                let n = out.len();
+                for_rows(n, 1, &mut out, 1, |_, out| relu_in_place(out));
+                out
+            }
             Some(activation) => {
                 let n = sums.len();
                 let out = map_rows(n, 1, 1, |at, out| activation.values(&sums[at], out));
@@ -103,12 +110,12 @@ pub fn linear_layout(
             }
         }
     };
-    let backward = move |x: &[f32], weight: &[f32], g: &[f32], wanted: [bool; 3]| {
+    let backward = move |[x, weight]: [&[f32]; 2], out: &[f32], g: &[f32], wanted: [bool; 3]| {
         let slopes;
         let g = match activation {
             None => g,
             Some(activation) => {
-                let sums = kept.get().map_or(&[] as &[f32], Vec::as_slice);
+                let sums = kept.get().map_or(out, Vec::as_slice);
                 slopes = map_rows(sums.len(), 1, 1, |at, out| {
                     activation.gradients(&sums[at.clone()], &g[at], out);
                 });
@@ -139,15 +146,15 @@ pub fn linear_layout(
             [x, weight, bias],
             shape,
             move |[x, weight, bias]| forward(x, weight, bias),
-            move |[x, weight, _], _, g, wanted| backward(x, weight, g, wanted),
+            move |[x, weight, _], out, g, wanted| backward([x, weight], out, g, wanted),
         ),
         None => fused(
             "linear",
             [x, weight],
             shape,
             move |[x, weight]| forward(x, weight, &[]),
-            move |[x, weight], _, g, [wants_x, wants_weight]| {
-                let [dx, dw, _] = backward(x, weight, g, [wants_x, wants_weight, false]);
+            move |[x, weight], out, g, [wants_x, wants_weight]| {
+                let [dx, dw, _] = backward([x, weight], out, g, [wants_x, wants_weight, false]);
                 [dx, dw]
             },
         ),

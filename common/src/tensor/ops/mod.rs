@@ -14,6 +14,7 @@
 //! | [`Activation`], [`swiglu`] | `gelu`, `gelu_erf`, `silu`, `relu` |
 //! | [`linear`], [`linear_activation`], [`column_sum`], [`embedding`] | matmul + broadcast_add, `sum(0)`, `index_select` |
 //! | [`cross_entropy`], [`linear_cross_entropy`], [`bce_with_logits`], [`kl_divergence`] | `candle_nn::loss` |
+//! | [`nearest_rows`] | matmul, broadcasts and `argmin` of squared distances |
 //! | [`rope`] | `candle_nn::rotary_emb` |
 //! | [`gru`] | `candle_nn::rnn::GRU` step by step |
 //! | [`dropout`] | `candle_nn::ops::dropout`, which can't be seeded |
@@ -31,13 +32,14 @@ pub(crate) mod kernel;
 mod linear;
 mod loss;
 mod math;
+mod nearest;
 mod norm;
 mod recurrent;
 mod resample;
 mod rope;
 mod softmax;
 
-pub(crate) use fused::Values;
+pub(crate) use fused::{Values, backward};
 
 pub use activation::{Activation, swiglu, swiglu_compose};
 pub use attention::{AttentionOptions, attention, attention_compose, attention_packed};
@@ -52,6 +54,7 @@ pub use loss::{
     cross_entropy, cross_entropy_compose, kl_compose, kl_divergence, linear_cross_entropy,
     mean_squared_error, weighted_sum,
 };
+pub use nearest::nearest_rows;
 pub use norm::{
     add_per_channel, group_norm, group_norm_compose, layer_norm, layer_norm_compose, rms_norm,
     rms_norm_compose,

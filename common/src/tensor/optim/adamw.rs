@@ -89,7 +89,7 @@ impl AdamW {
                 gain1: (1.0 - beta1) as f32,
                 beta2: beta2 as f32,
                 gain2: (1.0 - beta2) as f32,
-                root2: correction2.sqrt() as f32,
+                rescale2: (1.0 / correction2.sqrt()) as f32,
                 eps: eps as f32,
                 size: (lr / correction1) as f32,
             };
@@ -144,7 +144,7 @@ struct Update {
     gain1: f32,
     beta2: f32,
     gain2: f32,
-    root2: f32,
+    rescale2: f32,
     eps: f32,
     size: f32,
 }
@@ -189,7 +189,7 @@ simd! {
         for (((value, first), second), &g) in state {
             *first += u.gain1 * (g - *first);
             *second = *second * u.beta2 + u.gain2 * g * g;
-            *value = *value * u.keep - u.size * (*first / (second.sqrt() / u.root2 + u.eps));
+            *value = *value * u.keep - u.size * (*first / (second.sqrt() * u.rescale2 + u.eps));
         }
     }
 }

@@ -1,9 +1,12 @@
 //! One gradient per parameter.
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, Var};
 
 use crate::nn::Parameters;
+use crate::ops;
+use crate::tensor::ops::Values;
+use crate::tensor::ops::kernel::{add, map_rows};
 use crate::{Error, Result};
 
 /// Gradients in the order of the [`Parameters`] they belong to.
@@ -16,15 +19,23 @@ impl Gradients {
     /// Gradients of a scalar loss. A parameter that the loss does not reach is an error that names
     /// it: candle loses gradients silently. Use [`Parameters::filter`] to leave out on purpose.
     pub fn of(loss: &Tensor, parameters: &Parameters) -> Result<Self> {
-        Self::from_store(&loss.backward()?, parameters)
+        let mut found = ops::backward(loss)?;
+        Self::collect(parameters, |var| found.remove(var))
     }
 
     /// The parameters' gradients among those of a backward pass; errors as in [`Gradients::of`].
     pub fn from_store(store: &GradStore, parameters: &Parameters) -> Result<Self> {
+        Self::collect(parameters, |var| store.get(var).map(Tensor::contiguous).transpose())
+    }
+
+    fn collect(
+        parameters: &Parameters,
+        mut gradient_of: impl FnMut(&Var) -> candle_core::Result<Option<Tensor>>,
+    ) -> Result<Self> {
         let tensors = parameters
             .iter()
-            .map(|(name, var)| match store.get(var) {
-                Some(gradient) => Ok(gradient.contiguous()?),
+            .map(|(name, var)| match gradient_of(var)? {
+                Some(gradient) => Ok(gradient),
                 None => Err(Error::Bug(format!(
                     "no gradient reaches parameter {name}; use it in the loss or filter it out"
                 ))),
@@ -46,6 +57,29 @@ impl Gradients {
     /// The gradients, in the parameters' order.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
+    }
+
+    /// Sum of the slices' gradients, added in order in one pass over memory.
+    pub(super) fn sum(slices: &[Self]) -> Result<Self> {
+        let [first, others @ ..] = slices else {
+            return Err(Error::usage("gradients of 0 slices; use at least 1"));
+        };
+        if others.is_empty() {
+            return Ok(first.clone());
+        }
+        let tensors = first.tensors.iter().enumerate().map(|(at, tensor)| {
+            if tensor.dtype() != DType::F32 || !tensor.device().is_cpu() {
+                return others.iter().try_fold(tensor.clone(), |sum, s| sum + &s.tensors[at]);
+            }
+            let parts: Vec<Values> = slices.iter().map(|s| Values::of(&s.tensors[at])).collect();
+            let parts = parts.iter().map(Values::get).collect::<candle_core::Result<Vec<_>>>()?;
+            let sum = map_rows(tensor.elem_count(), 1, 1, |range, out| {
+                out.copy_from_slice(&parts[0][range.clone()]);
+                parts[1..].iter().for_each(|part| add(out, &part[range.clone()]));
+            });
+            Tensor::from_vec(sum, tensor.shape(), tensor.device())
+        });
+        Ok(Self { tensors: tensors.collect::<candle_core::Result<_>>()? })
     }
 
     /// Adds `other`, for accumulation over batches or slices.

@@ -85,13 +85,8 @@ impl Workers {
             let gradients = Gradients::of(&loss, parameters)?;
             Ok((f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?), gradients))
         })?;
-        let mut parts = parts.into_iter();
-        let (mut total, mut gradients) =
-            parts.next().ok_or_else(|| Error::usage("gradients of 0 slices; use at least 1"))?;
-        for (loss, part) in parts {
-            total += loss;
-            gradients.add(&part)?;
-        }
-        Ok((total, gradients))
+        let total = parts.iter().map(|(loss, _)| loss).sum();
+        let gradients: Vec<Gradients> = parts.into_iter().map(|(_, gradients)| gradients).collect();
+        Ok((total, Gradients::sum(&gradients)?))
     }
 }

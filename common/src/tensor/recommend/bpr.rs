@@ -8,6 +8,7 @@ use super::training::{EarlyStop, mean_ndcg};
 use super::{EpochRecord, HeldOut, TrainingHistory, check_items};
 use crate::Result;
 use crate::rng::Seed;
+use crate::run::check_interrupt;
 
 /// | option | default | purpose | range |
 /// |---|---|---|---|
@@ -67,7 +68,7 @@ impl Bpr {
     /// Trains on `sequences`; user `u` is sequence `u`. With `valid`, keeps the best epoch.
     ///
     /// # Errors
-    /// An item number that is not below `items`.
+    /// An item number that is not below `items`; [`crate::Error::Interrupted`] after a signal.
     pub fn fit(
         sequences: &[Vec<u32>],
         items: usize,
@@ -98,6 +99,7 @@ impl Bpr {
         let mut best = EarlyStop::new(options.patience);
         let mut kept = None;
         for epoch in 0..options.epochs {
+            check_interrupt()?;
             let mut stream = seed.stream(&format!("bpr/epoch-{epoch}"));
             stream.shuffle(&mut events);
             let mut loss = 0.0;

@@ -5,11 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::check_items;
-use super::training::{
-    HeldOut, TrainOptions, TrainingHistory, last_positions, next_item_loss, pad, score_histories,
-    train,
-};
+use super::training::{self, HeldOut, NextItems, TrainOptions, TrainingHistory};
 use crate::nn::{Builder, Embedding, Init, Linear, Parameters};
 use crate::ops;
 use crate::rng::{Seed, Stream};
@@ -113,16 +109,41 @@ impl Gru4rec {
         options: Gru4recOptions,
         seed: Seed,
     ) -> Result<Self> {
-        check_items(sequences.iter().map(Vec::as_slice), items)?;
         let mut model = Self::new(items, options, seed)?;
-        let loss = |batch: &[(&[u32], &[u32])], stream| model.loss(batch, Some(stream));
-        let scores = |histories: &[&[u32]]| model.scores(histories);
-        let training = options.training;
-        model.history = train(sequences, valid, &model.parameters, &training, seed, loss, scores)?;
+        model.history = training::train(&model, sequences, valid, seed)?;
         Ok(model)
     }
 
-    /// Output states `[rows, longest, width]` of padded ids.
+    /// Mean cross-entropy of windows (inputs, targets of the same length); with a stream, dropout
+    /// draws from it.
+    ///
+    /// # Errors
+    /// Ids that the model does not know.
+    pub fn loss(&self, batch: &[(&[u32], &[u32])], stream: Option<Stream>) -> Result<Tensor> {
+        training::loss(self, batch, stream)
+    }
+
+    /// One score per item for each history, of which the latest `max_length` items count. Zeros for
+    /// an empty history.
+    ///
+    /// # Errors
+    /// Item numbers that the model does not know.
+    pub fn scores(&self, histories: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        training::scores(self, histories)
+    }
+
+    /// The trained tensors.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Loss and validation of each epoch; empty for a model that was not trained here.
+    pub fn history(&self) -> &TrainingHistory {
+        &self.history
+    }
+}
+
+impl NextItems for Gru4rec {
     fn hidden(&self, ids: &Tensor, stream: Option<Stream>) -> Result<Tensor> {
         let mut x = self.items.forward(&ids.t()?.contiguous()?)?; // (longest, rows, width)
         if let Some(mut stream) = stream {
@@ -135,40 +156,15 @@ impl Gru4rec {
         Ok(self.output.forward(&hidden)?.transpose(0, 1)?.contiguous()?)
     }
 
-    /// Mean cross-entropy of windows (inputs, targets of the same length); with a stream, dropout
-    /// draws from it.
-    ///
-    /// # Errors
-    /// Ids that the model does not know.
-    pub fn loss(&self, batch: &[(&[u32], &[u32])], stream: Option<Stream>) -> Result<Tensor> {
-        let (inputs, targets): (Vec<&[u32]>, Vec<&[u32]>) = batch.iter().copied().unzip();
-        let padded = pad(&inputs)?;
-        let hidden = self.hidden(&padded.ids, stream)?;
-        next_item_loss(&hidden, self.items.weight(), &padded.real, &targets)
+    fn item_vectors(&self) -> &Tensor {
+        self.items.weight()
     }
 
-    /// One score per item for each history, of which the latest `max_length` items count. Zeros for
-    /// an empty history.
-    ///
-    /// # Errors
-    /// Item numbers that the model does not know.
-    pub fn scores(&self, histories: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
-        let length = self.options.training.max_length;
-        score_histories(histories, length, self.items.weight(), |histories| {
-            let padded = pad(histories)?;
-            let hidden = self.hidden(&padded.ids, None)?.detach();
-            let last = last_positions(histories, padded.ids.dim(1)?)?;
-            Ok(hidden.flatten_to(1)?.index_select(&last, 0)?)
-        })
+    fn options(&self) -> &TrainOptions {
+        &self.options.training
     }
 
-    /// The trained tensors.
-    pub fn parameters(&self) -> &Parameters {
+    fn parameters(&self) -> &Parameters {
         &self.parameters
-    }
-
-    /// Loss and validation of each epoch; empty for a model that was not trained here.
-    pub fn history(&self) -> &TrainingHistory {
-        &self.history
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::nn::Parameters;
 use crate::optim::{AdamW, AdamWOptions, Workers};
 use crate::rng::{Seed, Stream};
+use crate::run::check_interrupt;
 use crate::{Error, Result, ops};
 
 /// Slices of a batch, whose gradients are added in order: fixed, so that threads change no result.
@@ -185,15 +186,15 @@ pub fn validation_ndcg(
 }
 
 /// Sequences side by side, filled up at the end with item 0, which nothing looks at.
-pub(super) struct Padded {
+struct Padded {
     /// `[rows, longest]`
-    pub(super) ids: Tensor,
+    ids: Tensor,
     /// Row-major positions of the real items in `ids`, `[items]`.
-    pub(super) real: Tensor,
+    real: Tensor,
 }
 
 /// `sequences` must hold an item.
-pub(super) fn pad(sequences: &[&[u32]]) -> Result<Padded> {
+fn pad(sequences: &[&[u32]]) -> Result<Padded> {
     let longest = sequences.iter().map(|sequence| sequence.len()).max().unwrap_or(0);
     let mut ids = vec![0u32; sequences.len() * longest];
     let mut real = Vec::new();
@@ -209,40 +210,54 @@ pub(super) fn pad(sequences: &[&[u32]]) -> Result<Padded> {
     })
 }
 
-/// Mean cross-entropy of the next items under `hidden · itemsᵀ`; `hidden` `[rows, longest, width]`.
-pub(super) fn next_item_loss(
-    hidden: &Tensor,
-    items: &Tensor,
-    real: &Tensor,
-    targets: &[&[u32]],
-) -> Result<Tensor> {
-    let rows = ops::embedding(&hidden.flatten_to(1)?, real)?;
-    let targets: Vec<u32> = targets.iter().flat_map(|targets| targets.iter().copied()).collect();
-    let count = targets.len();
-    let targets = Tensor::from_vec(targets, count, &Device::Cpu)?;
-    Ok(ops::linear_cross_entropy(&rows, items, None, &targets)?)
+/// A neural model of the next item: hidden states of a sequence against item vectors.
+pub(super) trait NextItems: Sync {
+    /// States `[rows, longest, width]` after each of the padded ids `[rows, longest]`; with a stream,
+    /// dropout draws from it.
+    fn hidden(&self, ids: &Tensor, stream: Option<Stream>) -> Result<Tensor>;
+    /// `[items, width]`
+    fn item_vectors(&self) -> &Tensor;
+    fn options(&self) -> &TrainOptions;
+    fn parameters(&self) -> &Parameters;
 }
 
-/// Scores of every history's last position, `SCORED` at a time; zeros for an empty history.
-/// `last_hidden` answers `[rows, width]` for non-empty histories.
-pub(super) fn score_histories(
-    histories: &[&[u32]],
-    max_length: usize,
-    item_vectors: &Tensor,
-    last_hidden: impl Fn(&[&[u32]]) -> Result<Tensor>,
-) -> Result<Vec<Vec<f32>>> {
+/// Mean cross-entropy of the next items of windows (inputs, targets) under `hidden · itemsᵀ`.
+pub(super) fn loss(
+    model: &impl NextItems,
+    batch: &[(&[u32], &[u32])],
+    stream: Option<Stream>,
+) -> Result<Tensor> {
+    let (inputs, targets): (Vec<&[u32]>, Vec<&[u32]>) = batch.iter().copied().unzip();
+    let padded = pad(&inputs)?;
+    let hidden = model.hidden(&padded.ids, stream)?.flatten_to(1)?;
+    let rows = ops::embedding(&hidden, &padded.real)?;
+    let targets = targets.concat();
+    let count = targets.len();
+    let targets = Tensor::from_vec(targets, count, &Device::Cpu)?;
+    Ok(ops::linear_cross_entropy(&rows, model.item_vectors(), None, &targets)?)
+}
+
+/// Scores after every history's latest items, `SCORED` histories at a time; zeros for an empty
+/// history.
+pub(super) fn scores(model: &impl NextItems, histories: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+    let item_vectors = model.item_vectors().detach();
     let items = item_vectors.dim(0)?;
+    let length = model.options().max_length;
     super::check_items(histories.iter().copied(), items)?;
     let mut all = Vec::with_capacity(histories.len());
     for part in histories.chunks(SCORED) {
         let known: Vec<&[u32]> = part
             .iter()
             .filter(|history| !history.is_empty())
-            .map(|history| &history[history.len().saturating_sub(max_length)..])
+            .map(|history| &history[history.len().saturating_sub(length)..])
             .collect();
-        let scores = match known.is_empty() {
-            true => Vec::new(),
-            false => ops::linear(&last_hidden(&known)?, &item_vectors.detach(), None)?.to_vec2()?,
+        let scores = if known.is_empty() {
+            Vec::new()
+        } else {
+            let padded = pad(&known)?;
+            let hidden = model.hidden(&padded.ids, None)?.detach().flatten_to(1)?;
+            let last = hidden.index_select(&last_positions(&known, padded.ids.dim(1)?)?, 0)?;
+            ops::linear(&last, &item_vectors, None)?.to_vec2()?
         };
         let mut scores = scores.into_iter();
         for history in part {
@@ -254,7 +269,7 @@ pub(super) fn score_histories(
 }
 
 /// Flat positions of the last item of each padded sequence.
-pub(super) fn last_positions(sequences: &[&[u32]], longest: usize) -> Result<Tensor> {
+fn last_positions(sequences: &[&[u32]], longest: usize) -> Result<Tensor> {
     let last: Vec<u32> = sequences
         .iter()
         .enumerate()
@@ -285,17 +300,16 @@ fn windows<'a>(
     all
 }
 
-/// Trains `parameters` on next items. `loss` is the mean loss of windows (inputs, targets) with the
-/// stream of their dropout; `scores` ranks for validation. Leaves the best epoch's parameters.
+/// Trains `model` on the next items of `sequences`; leaves the best epoch's parameters. A signal ends
+/// it between two steps with [`Error::Interrupted`].
 pub(super) fn train(
+    model: &impl NextItems,
     sequences: &[Vec<u32>],
     valid: &[HeldOut],
-    parameters: &Parameters,
-    options: &TrainOptions,
     seed: Seed,
-    loss: impl Fn(&[(&[u32], &[u32])], Stream) -> Result<Tensor> + Sync,
-    scores: impl Fn(&[&[u32]]) -> Result<Vec<Vec<f32>>> + Sync,
 ) -> Result<TrainingHistory> {
+    let (parameters, options) = (model.parameters(), model.options());
+    super::check_items(sequences.iter().map(Vec::as_slice), model.item_vectors().dim(0)?)?;
     if sequences.iter().all(|sequence| sequence.len() < 2) {
         return Err(Error::data(
             format!("{} sequences without two items in a row", sequences.len()),
@@ -319,6 +333,7 @@ pub(super) fn train(
         stream.shuffle(&mut batches);
         let (mut sum, mut count) = (0.0, 0usize);
         for (step, batch) in batches.into_iter().enumerate() {
+            check_interrupt()?;
             let parts: Vec<_> = batch.chunks(batch.len().div_ceil(SLICES)).collect();
             let targets = |part: &[(&[u32], &[u32])]| -> usize {
                 part.iter().map(|(_, targets)| targets.len()).sum()
@@ -327,7 +342,7 @@ pub(super) fn train(
             let slice_loss = |slice: usize| {
                 let stream = seed.stream(&format!("dropout/{epoch}/{step}/{slice}"));
                 let share = targets(parts[slice]) as f64 / all as f64;
-                Ok((loss(parts[slice], stream)? * share)?)
+                Ok((loss(model, parts[slice], Some(stream))? * share)?)
             };
             let (loss, gradients) = workers.gradients(parameters, parts.len(), slice_loss)?;
             if !loss.is_finite() {
@@ -345,7 +360,9 @@ pub(super) fn train(
         let validation = if measure {
             let halves: Vec<&[HeldOut]> = valid.chunks(valid.len().div_ceil(SLICES)).collect();
             let parts = workers.map(halves.len(), |half| {
-                let mean = validation_ndcg(halves[half], options.mask_history, &scores)?;
+                let mean = validation_ndcg(halves[half], options.mask_history, |histories| {
+                    scores(model, histories)
+                })?;
                 Ok(mean * halves[half].len() as f64)
             })?;
             Some(parts.iter().sum::<f64>() / valid.len() as f64)

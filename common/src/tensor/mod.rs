@@ -1,7 +1,8 @@
 //! What trains: runtime switches, seeded randomness, fused differentiable operators,
-//! layers, language models, optimisers, checkpoints, recommenders to compare with.
+//! layers, language and diffusion models, optimisers, checkpoints, recommenders to compare with.
 
 pub mod checkpoint;
+pub mod diffusion;
 pub mod lm;
 pub mod nn;
 pub mod ops;

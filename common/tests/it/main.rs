@@ -5,6 +5,7 @@
 mod assets;
 mod checkpoint;
 mod data;
+mod diffusion;
 mod encode;
 mod engine;
 mod fuzz;

@@ -218,6 +218,7 @@ fn activation_name(activation: Activation) -> &'static str {
     match activation {
         Activation::GeluTanh => "gelu_new",
         Activation::Gelu => "gelu",
+        Activation::QuickGelu => "quick_gelu",
         Activation::Silu => "silu",
         Activation::Relu => "relu",
     }

@@ -1,4 +1,4 @@
-//! GELU (tanh and erf form), SiLU and SwiGLU.
+//! GELU (tanh, erf and CLIP's form), SiLU, SwiGLU and GEGLU.
 
 use candle_core::{Result, Tensor};
 
@@ -14,6 +14,8 @@ pub enum Activation {
     GeluTanh,
     /// `x Φ(x)` with the error function; torch's default GELU.
     Gelu,
+    /// `x / (1 + e^-1.702x)`: CLIP's approximation of GELU.
+    QuickGelu,
     /// `x / (1 + e^-x)`.
     Silu,
     /// `max(x, 0)`; gradient 0 at 0.
@@ -52,6 +54,20 @@ fn gelu(x: f32) -> f32 {
 fn gelu_slope(x: f32) -> f32 {
     let (erf, e) = erf_and_exp(x * HALF_ROOT);
     0.5 * (1.0 + erf) + x * NORMAL_PEAK * e
+}
+
+/// CLIP's factor.
+const QUICK: f32 = 1.702;
+
+#[inline(always)]
+fn quick_gelu(x: f32) -> f32 {
+    x * sigmoid(QUICK * x)
+}
+
+#[inline(always)]
+fn quick_gelu_slope(x: f32) -> f32 {
+    let s = sigmoid(QUICK * x);
+    s * (1.0 + QUICK * x * (1.0 - s))
 }
 
 #[inline(always)]
@@ -97,6 +113,7 @@ macro_rules! loops {
 }
 loops!(gelu_tanh_values, gelu_tanh_gradients, gelu_tanh, gelu_tanh_slope);
 loops!(gelu_values, gelu_gradients, gelu, gelu_slope);
+loops!(quick_gelu_values, quick_gelu_gradients, quick_gelu, quick_gelu_slope);
 loops!(silu_values, silu_gradients, silu, silu_slope);
 loops!(relu_values, relu_gradients, relu, relu_slope);
 
@@ -115,6 +132,7 @@ impl Activation {
         match self {
             Self::GeluTanh => gelu_tanh_values(x, out),
             Self::Gelu => gelu_values(x, out),
+            Self::QuickGelu => quick_gelu_values(x, out),
             Self::Silu => silu_values(x, out),
             Self::Relu => relu_values(x, out),
         }
@@ -125,6 +143,7 @@ impl Activation {
         match self {
             Self::GeluTanh => gelu_tanh_gradients(x, gradient, out),
             Self::Gelu => gelu_gradients(x, gradient, out),
+            Self::QuickGelu => quick_gelu_gradients(x, gradient, out),
             Self::Silu => silu_gradients(x, gradient, out),
             Self::Relu => relu_gradients(x, gradient, out),
         }
@@ -161,6 +180,7 @@ impl Activation {
                 let erf = (x * std::f64::consts::FRAC_1_SQRT_2)?.erf()?;
                 (x * erf.affine(0.5, 0.5)?)?.contiguous()
             }
+            Self::QuickGelu => x * sigmoid_tensor(&(x * f64::from(QUICK))?)?,
             Self::Silu => x * sigmoid_tensor(x)?,
             Self::Relu => x.relu(),
         }
@@ -219,6 +239,68 @@ simd! {
     fn swiglu_gate(gate: &[f32], up: &[f32], gradient: &[f32], out: &mut [f32]) {
         for (((out, &gate), &up), &gradient) in out.iter_mut().zip(gate).zip(up).zip(gradient) {
             *out = gradient * up * silu_slope(gate);
+        }
+    }
+}
+
+/// `x₁ · GELU(x₂)` of the two halves `x₁`, `x₂` of the last axis (its size even);
+/// [Shazeer 2020](https://arxiv.org/abs/2002.05202), as diffusers packs it.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    let width = x.dims().last().copied().unwrap_or(0);
+    if width == 0 || !width.is_multiple_of(2) {
+        candle_core::bail!("geglu: {:?} has no two halves", x.dims());
+    }
+    let half = width / 2;
+    if !fusable(&[x]) {
+        return geglu_compose(x);
+    }
+    let mut shape = x.dims().to_vec();
+    shape[x.rank() - 1] = half;
+    let rows = x.elem_count() / width;
+    fused(
+        "geglu",
+        [&x.contiguous()?],
+        shape,
+        move |[x]| {
+            map_rows(rows, half, half, |range, out| {
+                let x = x[range.start * width..range.end * width].chunks_exact(width);
+                for (x, out) in x.zip(out.chunks_exact_mut(half)) {
+                    geglu_values(&x[..half], &x[half..], out);
+                }
+            })
+        },
+        move |[x], _, g, _| {
+            [Some(map_rows(rows, width, width, |range, out| {
+                let x = x[range.start * width..range.end * width].chunks_exact(width);
+                let g = g[range.start * half..range.end * half].chunks_exact(half);
+                for ((x, g), out) in x.zip(g).zip(out.chunks_exact_mut(width)) {
+                    let (up, gate) = out.split_at_mut(half);
+                    geglu_values(g, &x[half..], up);
+                    geglu_gate(&x[..half], &x[half..], g, gate);
+                }
+            }))]
+        },
+    )
+}
+
+/// [`geglu`] from candle's operators.
+pub fn geglu_compose(x: &Tensor) -> Result<Tensor> {
+    let parts = x.chunk(2, candle_core::D::Minus1)?;
+    (&parts[0] * Activation::Gelu.compose(&parts[1])?)?.contiguous()
+}
+
+simd! {
+    fn geglu_values(up: &[f32], gate: &[f32], out: &mut [f32]) {
+        for ((out, &up), &gate) in out.iter_mut().zip(up).zip(gate) {
+            *out = up * gelu(gate);
+        }
+    }
+}
+
+simd! {
+    fn geglu_gate(up: &[f32], gate: &[f32], gradient: &[f32], out: &mut [f32]) {
+        for (((out, &up), &gate), &gradient) in out.iter_mut().zip(up).zip(gate).zip(gradient) {
+            *out = gradient * up * gelu_slope(gate);
         }
     }
 }

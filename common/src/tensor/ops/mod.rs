@@ -11,7 +11,7 @@
 //! | [`softmax`] | `candle_nn::ops::softmax_last_dim` with scale and masks |
 //! | [`attention`] | two matmuls, a softmax and four transposes |
 //! | [`layer_norm`], [`rms_norm`], [`group_norm`] | `candle_nn::{LayerNorm, RmsNorm, GroupNorm}` |
-//! | [`Activation`], [`swiglu`] | `gelu`, `gelu_erf`, `silu`, `relu` |
+//! | [`Activation`], [`swiglu`], [`geglu`] | `gelu`, `gelu_erf`, `silu`, `relu` |
 //! | [`linear`], [`linear_activation`], [`column_sum`], [`embedding`] | matmul + broadcast_add, `sum(0)`, `index_select` |
 //! | [`cross_entropy`], [`linear_cross_entropy`], [`bce_with_logits`], [`kl_divergence`] | `candle_nn::loss` |
 //! | [`nearest_rows`] | matmul, broadcasts and `argmin` of squared distances |
@@ -41,7 +41,7 @@ mod softmax;
 
 pub(crate) use fused::{Values, backward};
 
-pub use activation::{Activation, swiglu, swiglu_compose};
+pub use activation::{Activation, geglu, geglu_compose, swiglu, swiglu_compose};
 pub use attention::{AttentionOptions, attention, attention_compose, attention_packed};
 pub use conv::{conv_transpose2d, conv_transpose2d_compose, conv2d, conv2d_compose};
 pub use dropout::dropout;

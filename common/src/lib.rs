@@ -4,7 +4,7 @@
 //! | wing | modules | what it holds |
 //! |---|---|---|
 //! | tensor | [`runtime`], [`rng`], [`ops`], [`nn`], [`lm`], [`diffusion`], [`optim`], [`checkpoint`], [`recommend`] | what trains |
-//! | pretrained | [`assets`], [`gguf`], [`tokenizer`], [`weights`], [`llm`], [`encode`], [`emoji`] | what is loaded |
+//! | pretrained | [`assets`], [`gguf`], [`tokenizer`], [`weights`], [`llm`], [`encode`], [`emoji`], [`stable_diffusion`] | what is loaded |
 //! | data | [`data`], [`metrics`], [`stats`], [`logistic`], [`graph`] | what is measured |
 //! | report | [`report`], [`run`], [`cli`] | what is shown |
 //!
@@ -27,6 +27,6 @@ pub struct Readme;
 
 pub use data::{graph, logistic, metrics, stats};
 pub use error::{Error, Result};
-pub use pretrained::{assets, emoji, encode, gguf, llm, tokenizer, weights};
+pub use pretrained::{assets, emoji, encode, gguf, llm, stable_diffusion, tokenizer, weights};
 pub use report::{cli, run};
 pub use tensor::{checkpoint, diffusion, lm, nn, ops, optim, recommend, rng, runtime};

@@ -2,10 +2,10 @@
 
 #![allow(clippy::print_stdout)]
 
+use common::diffusion::Beta;
 use common::rng::Seed;
 use poac::data::Gate;
 use poac::model::reward::{Standard, reward_loss};
-use poac::model::schedule::Beta;
 use poac::model::{Prediction, Schedule};
 
 fn main() -> common::Result<()> {

@@ -8,11 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::WorldOptions;
-use crate::model::schedule::{Beta, Prediction};
 use crate::model::{DenoiserOptions, SampleOptions, ScorerOptions};
 use crate::train::Pace;
 use crate::train::plm::PlmOptions;
 use crate::train::refl::{ReflOptions, Stage};
+use common::diffusion::{Beta, Prediction};
 
 /// Everything that a run depends on, besides the seed and the input files.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -211,6 +211,12 @@ impl Config {
             if value == 0 || value > self.diffusion.times {
                 return refuse(key, value.to_string(), "1 to diffusion.times");
             }
+        }
+        if self.refl.backprop_steps == 0 || self.refl.rank == 0 {
+            return refuse("refl.backprop_steps, refl.rank", "0".into(), "at least 1");
+        }
+        if !(0.0..=1.0).contains(&self.refl.raw_share) {
+            return refuse("refl.raw_share", self.refl.raw_share.to_string(), "a share");
         }
         if self.search.beams == 0 || self.bench.pictures == 0 || self.bench.best_of == 0 {
             return refuse("search.beams, bench.pictures, bench.best_of", "0".into(), "at least 1");

@@ -10,9 +10,9 @@
 //! |---|---|
 //! | Algorithm 1 and 4, pairs | [`data::pairs::PairSource`] |
 //! | Eqs. 1 and 2, SFT loss on the answer only | [`train::plm::sft_loss`] |
-//! | Eq. 3, noising | [`model::Schedule::add_noise`] |
-//! | Eq. 4, ẑ₀ | [`model::Schedule::clean_and_noise`] |
-//! | Eq. 5, decoding | [`model::Codec::decode`], [`model::reward::to_unit_range`] |
+//! | Eq. 3, noising | [`common::diffusion::Schedule::add_noise`] |
+//! | Eq. 4, ẑ₀ | [`common::diffusion::Schedule::clean_and_noise`] |
+//! | Eq. 5, decoding | [`model::Codec::decode`], [`common::diffusion::to_unit_range`] |
 //! | Algorithm 2, one ReFL step | [`train::refl::refl_loss`] |
 //! | Eq. 6, reward loss | [`model::reward::reward_loss`] |
 //! | Eq. 7, pre-training loss | [`train::denoiser::denoising_loss`] |
@@ -20,6 +20,8 @@
 //! | Eq. 9, standardised ImageReward | [`model::reward::Standard`] |
 //! | Eq. 10, weighted rewards | [`model::reward::combine`] |
 //! | Algorithm 3, gate, rewrite, render | [`data::Gate`], [`rewrite::Rewriter`], [`studio::Base::generate`] |
+//! | §3.2 serialisation and beams of Promptist | [`promptist::Promptist`] |
+//! | Algorithm 2 on Stable Diffusion folders | [`train::stable::refl_loss`] |
 //! | §5.2 dual encoders A and B | [`model::Scorer`] |
 //! | §5.3 quality head | [`model::QualityHead`] |
 //! | §7 baselines | [`baselines`] |
@@ -39,6 +41,7 @@ pub mod features;
 pub mod model;
 pub mod png;
 pub mod projection;
+pub mod promptist;
 pub mod rewrite;
 pub mod studio;
 pub mod train;

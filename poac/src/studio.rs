@@ -13,16 +13,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::config::Config;
-use crate::data::pairs::{OBJECTS, optimised};
+use crate::data::pairs::{OBJECTS, TEMPLATES, optimised};
 use crate::data::world::Split;
 use crate::data::{Gate, Images, Style, Vocabulary, World};
 use crate::features::Features;
 use crate::model::reward::Standard;
 use crate::model::sample::{sample, start_noise};
-use crate::model::{Codec, Denoiser, QualityHead, Schedule, Scorer, TextBatch};
+use crate::model::{Codec, Denoiser, QualityHead, Schedule, Scorer};
 use crate::train::denoiser::Captioned;
 use crate::train::plm::PlmOptions;
-use crate::train::refl::{ReflOptions, RewardModel, Stage};
+use crate::train::refl::{Adapted, Asked, ReflOptions, RewardModel, Stage};
 use crate::train::scorer::Side;
 use crate::train::{self, History};
 
@@ -258,8 +258,8 @@ impl Base {
         Ok((scorer, head))
     }
 
-    /// Optimised prompts of train concepts by Algorithm 4.
-    pub fn train_prompts(&self, count: usize, stream: &mut Stream) -> Vec<String> {
+    /// Short and optimised prompts of train concepts by Algorithm 4; a share stays short.
+    fn train_prompts(&self, count: usize, raw_share: f64, stream: &mut Stream) -> Vec<[String; 2]> {
         let concepts: Vec<_> =
             self.world.split(Split::Train).filter(|concept| concept.abstract_word).collect();
         (0..count)
@@ -268,20 +268,32 @@ impl Base {
                 let chosen = stream.sample(concept.objects.len(), OBJECTS);
                 let name = |at: &usize| self.world.objects[concept.objects[*at]].name.as_str();
                 let style = if stream.chance(0.2) { Style::Grey } else { Style::Colour };
-                optimised(&chosen.iter().map(name).collect::<Vec<_>>(), style)
+                let short = format!("{} {}, in {}", TEMPLATES[0], concept.word, style.word());
+                let told = match raw_share > 0.0 && stream.chance(raw_share) {
+                    true => short.clone(),
+                    false => optimised(&chosen.iter().map(name).collect::<Vec<_>>(), style),
+                };
+                [short, told]
             })
             .collect()
     }
 
+    fn asked(&self, prompts: &[[String; 2]]) -> Result<Asked> {
+        let column = |at: usize| prompts.iter().map(|pair| pair[at].as_str()).collect::<Vec<_>>();
+        let [original, told] = [self.features.batch(&column(0))?, self.features.batch(&column(1))?];
+        Ok(Asked { told, original })
+    }
+
     fn standards(&self, models: &ImageModels, seed: Seed) -> Result<Standards> {
         let mut stream = seed.stream("standards");
-        let prompts = self.train_prompts(STANDARD_SAMPLE, &mut stream);
+        let refl = &self.config.refl;
+        let prompts = self.train_prompts(STANDARD_SAMPLE, refl.raw_share, &mut stream);
         let seeds: Vec<u64> = (0..prompts.len() as u64).collect();
-        let pictures = self.generate(&models.denoiser, &models.codec, &prompts, &seeds)?;
-        let text = self.features.batch(&prompts)?;
-        let images = models.scorer_a.embed_images(&pictures)?;
-        let texts = models.scorer_a.embed_texts(&text.mean()?)?;
-        let clip = (images * texts)?.sum(1)?.to_vec1::<f32>()?;
+        let told: Vec<String> = prompts.iter().map(|[_, told]| told.clone()).collect();
+        let pictures = self.generate(&models.denoiser, &models.codec, &told, &seeds)?;
+        let asked = self.asked(&prompts)?;
+        let clip = RewardModel::relevance(&models.scorer_a, &pictures, &asked, refl.relevance)?;
+        let clip = clip.to_vec1::<f32>()?;
         let features = models.scorer_a.image_features(&pictures)?;
         let quality = models.quality_a.forward(&features)?.to_vec1::<f32>()?;
         let standard =
@@ -339,24 +351,36 @@ impl Base {
         tuning: Tuning,
         seed: Seed,
     ) -> Result<(Denoiser, Vec<History>)> {
-        let refl = self.refl_options(tuning);
+        self.tuned_with(models, &self.refl_options(tuning), seed)
+    }
+
+    /// [`Base::tuned`] with other settings than the config's.
+    ///
+    /// # Errors
+    /// Those of the training.
+    pub fn tuned_with(
+        &self,
+        models: &ImageModels,
+        refl: &ReflOptions,
+        seed: Seed,
+    ) -> Result<(Denoiser, Vec<History>)> {
         let config = &self.config;
         let key = json!([self.fingerprint, config.diffusion, config.scorer, refl, seed.value(),]);
-        let alpha = refl.rank as f64;
+        let all = refl.adapted == Adapted::All;
         let (tensors, histories) = self.trained.get_or_train("refl", &key, |work: &Path| {
             let mut denoiser = models.denoiser.clone();
-            let adapters = denoiser.attach_lora(refl.rank, alpha, seed)?;
+            let adapters = denoiser.attach_lora(refl.rank, all, seed)?;
             let captioned =
                 Captioned::new(&self.world, &self.images, &models.codec, &self.features)?;
-            let prompts = |count: usize, stream: &mut Stream| -> Result<TextBatch> {
-                self.features.batch(&self.train_prompts(count, stream))
+            let prompts = |count: usize, stream: &mut Stream| {
+                self.asked(&self.train_prompts(count, refl.raw_share, stream))
             };
             let histories = train::refl::fit(
                 &denoiser,
                 &adapters,
                 &self.reward_model(models),
                 &captioned,
-                &refl,
+                refl,
                 prompts,
                 seed,
                 work,
@@ -364,7 +388,7 @@ impl Base {
             Ok((owned(adapters.tensors())?, histories))
         })?;
         let mut denoiser = models.denoiser.clone();
-        denoiser.load_lora(refl.rank, alpha, tensors)?;
+        denoiser.load_lora(refl.rank, all, tensors)?;
         Ok((denoiser, histories))
     }
 

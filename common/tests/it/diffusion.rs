@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use candle_core::{Tensor, Var};
+use common::assets::Assets;
 use common::diffusion::{
     AddedCondition, Beta, ClipConfig, ClipText, ClipTextConfig, ClipVision, Prediction, Sampler,
     SamplerKind, Schedule, SchedulerConfig, Spacing, Unet, UnetConfig, Vae, VaeConfig, clip_pixels,
@@ -14,6 +15,7 @@ use common::diffusion::{
 use common::nn::{Builder, LoraOptions, Parameters};
 use common::optim::Gradients;
 use common::rng::Seed;
+use common::stable_diffusion::{Clip, DrawOptions, StableDiffusion};
 use common::testing::gradients::assert_all_grads;
 use common::testing::{assert_close, golden, golden_json, golden_tensors};
 use serde_json::Value;
@@ -503,4 +505,115 @@ fn what_sdxl_needs_is_asked_for() {
     assert!(call(&io["sample"], None).contains("needs pooled text"));
     let odd = io["sample"].narrow(2, 0, 15).unwrap();
     assert!(call(&odd, None).contains("divisible by 2"));
+}
+
+const PROMPTS: [&str; 2] =
+    ["Two white  doves and an olive branch", "an old man with wisdom's 7 caf\u{e9}s, <b>!"];
+
+#[test]
+fn a_folder_draws_what_the_pipeline_draws() {
+    for name in ["sd_folder", "sdxl_folder"] {
+        let spec = folder(name);
+        let model = StableDiffusion::open(spec.to_str().unwrap(), &Assets::from_env()).unwrap();
+        let e = read(&format!("{name}/expected"));
+        let condition = model.condition(&PROMPTS, model.size()).unwrap();
+        assert_close(&values(&condition.text), &values(&e["text"]), 1e-4, 0.0);
+        if let Some(pooled) = e.get("pooled") {
+            assert_close(
+                &values(&condition.added.unwrap().text_embeds),
+                &values(pooled),
+                1e-4,
+                0.0,
+            );
+        }
+        for (sampler, kind) in [
+            ("ddim", SamplerKind::Ddim),
+            ("euler", SamplerKind::Euler),
+            ("dpmpp_2m", SamplerKind::DpmPp2m),
+        ] {
+            for guidance in [1.0, 3.0] {
+                let key = format!("{sampler}/{guidance:.1}");
+                let options = DrawOptions { steps: 4, guidance, sampler: kind, size: None };
+                let seeds = [1, 2];
+                let latent = model.latents(&e["start"], &PROMPTS, "", &seeds, &options).unwrap();
+                let expected = &e[&format!("{key}/latent")];
+                let tolerance = 1e-4 * largest(expected);
+                assert_close(&values(&latent), &values(expected), tolerance, 0.0);
+                let latent = (latent / model.vae.config().scaling_factor).unwrap();
+                let expected = &e[&format!("{key}/picture")];
+                let picture = model.vae.decode(&latent).unwrap();
+                let tolerance = 1e-4 * largest(expected).max(1.0);
+                assert_close(&values(&picture), &values(expected), tolerance, 0.0);
+            }
+        }
+        // a picture depends on its prompt and seed, not on its batch
+        let options = DrawOptions { steps: 2, ..DrawOptions::default() };
+        let all = model.draw(&[PROMPTS[0]; 6], "", &[1, 2, 3, 4, 5, 6], &options).unwrap();
+        let one = model.draw(&[PROMPTS[0]], "", &[6], &options).unwrap();
+        assert_close(&values(&one), &values(&all.get(5).unwrap()), 1e-3, 0.0);
+        assert!(model.draw(&[PROMPTS[0]], "", &[], &options).is_err());
+        let odd = DrawOptions { size: Some(17), ..options };
+        assert!(model.draw(&[PROMPTS[0]], "", &[1], &odd).unwrap_err().to_string().contains("17"));
+    }
+}
+
+#[test]
+fn clip_folders_and_their_tokenizer_equal_transformers() {
+    let spec = folder("clip_folder");
+    let clip = Clip::open(spec.to_str().unwrap(), &Assets::from_env()).unwrap();
+    let e = read("clip_folder/expected");
+    let features = clip.embed_texts(&PROMPTS).unwrap();
+    assert_close(&values(&features), &values(&e["text_features"]), 1e-4, 0.0);
+    let pictures = Var::zeros((1, 3, 20, 24), candle_core::DType::F32, &candle_core::Device::Cpu);
+    let pictures = pictures.unwrap();
+    let store = clip.embed_pictures(&pictures).unwrap().sum_all().unwrap().backward().unwrap();
+    assert!(largest(store.get(&pictures).unwrap()) > 0.0);
+}
+
+#[test]
+fn broken_folders_are_named() {
+    let copy = tempfile::tempdir().unwrap();
+    let root = copy.path();
+    fn copy_all(from: &std::path::Path, to: &std::path::Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let target = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                copy_all(&entry.path(), &target);
+            } else {
+                std::fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    }
+    copy_all(&folder("sd_folder"), root);
+    let open = || StableDiffusion::open(root.to_str().unwrap(), &Assets::from_env());
+    open().unwrap();
+    let spoil = |file: &str, bytes: &[u8], part: &str| {
+        let path = root.join(file);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        let error = open().unwrap_err();
+        assert!(error.to_string().contains(part), "{file}: {error}");
+        assert_eq!(error.exit_code(), 4, "{error}");
+        std::fs::write(&path, whole).unwrap();
+    };
+    spoil("unet/diffusion_pytorch_model.safetensors", b"not a model", "diffusion_pytorch_model");
+    spoil("unet/config.json", b"{\"act_fn\": \"mish\"}", "act_fn is \"mish\"");
+    spoil("model_index.json", b"[", "is not JSON");
+    spoil("tokenizer/vocab.json", b"{\"a\": 0}", "<|startoftext|>");
+    spoil("vae/config.json", b"{\"block_out_channels\": []}", "channels []");
+    // a tokenizer of another size
+    let path = root.join("tokenizer/vocab.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut vocabulary: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
+    vocabulary.insert("<|endoftext|>".into(), 5_000.into());
+    std::fs::write(&path, serde_json::to_string(&vocabulary).unwrap()).unwrap();
+    let error = open().and_then(|model| model.condition(&["x"], 16).map(drop)).unwrap_err();
+    assert!(error.to_string().contains("5000"), "{error}");
+    std::fs::write(&path, text).unwrap();
+    std::fs::remove_file(root.join("vae/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(open().unwrap_err().to_string().contains("the file is absent"));
+    let message = StableDiffusion::open("hf:only", &Assets::from_env()).unwrap_err().to_string();
+    assert!(message.contains("hf:OWNER/NAME"), "{message}");
 }

@@ -21,7 +21,7 @@ use crate::studio::Base;
 use crate::train::plm::PlmOptions;
 
 /// Weights of the keyword vote beside the language model that are tried on validation concepts.
-const MIXES: [f64; 5] = [0.25, 0.5, 1.0, 2.0, 4.0];
+pub const MIXES: [f64; 5] = [0.25, 0.5, 1.0, 2.0, 4.0];
 
 /// One seed: its split, its language models and the embeddings of its held-out concepts.
 struct Trial {

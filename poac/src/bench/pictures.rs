@@ -38,7 +38,7 @@ const LIMIT: &str = "ConceptHit@5 of real pictures";
 struct Method<'a> {
     name: &'static str,
     role: Role,
-    note: &'static str,
+    note: &'a str,
     prompts: &'a [String],
     denoiser: &'a Denoiser,
     /// Pictures among which scorer A chooses.
@@ -76,6 +76,14 @@ pub fn run(
     let (constant, _) = base.tuned(&models, Tuning::Constant, seed)?;
     let concepts = held_out(&base, config.bench.concepts);
     let prompts = prompts(&base, &model, &concepts, assets, tuned)?;
+    let chosen = choose(&base, &model, &models, &refl, assets, tuned)?;
+    let note = format!(
+        "{} of the likeliest objects and the {} denoiser, both chosen on validation concepts; scorer \
+         A chooses among {} pictures",
+        chosen.objects,
+        if chosen.refl { "ReFL-tuned" } else { "untuned" },
+        config.bench.best_of
+    );
     let methods = [
         Method {
             name: "PLM + ReFL",
@@ -86,11 +94,11 @@ pub fn run(
             best_of: 1,
         },
         Method {
-            name: "PLM + keyword vote, one object, best of several",
+            name: "PLM + keyword vote, best of several",
             role: Role::Ours,
-            note: "the likeliest object alone; scorer A chooses among pictures; the denoiser is untuned",
-            prompts: &prompts.mixed,
-            denoiser: &models.denoiser,
+            note: &note,
+            prompts: &prompts.mixed[chosen.objects - 1],
+            denoiser: if chosen.refl { &refl } else { &models.denoiser },
             best_of: config.bench.best_of,
         },
         Method {
@@ -155,6 +163,55 @@ pub fn run(
     Ok((rows, figures))
 }
 
+/// What validation concepts chose.
+#[derive(Debug, Clone, Copy)]
+struct Chosen {
+    /// Objects in a prompt.
+    objects: usize,
+    /// Whether the denoiser after ReFL draws.
+    refl: bool,
+}
+
+/// Seed of the pictures that choices are made on.
+const CHOICE_SEED: u64 = 4_096;
+
+/// The number of objects and the denoiser with the most hits on validation concepts; ties go to the
+/// first.
+fn choose(
+    base: &Base,
+    model: &common::lm::Lm,
+    models: &ImageModels,
+    refl: &Denoiser,
+    assets: &Assets,
+    tuned: Tuned,
+) -> Result<Chosen> {
+    let concepts: Vec<Concept> = base.world.split(Split::Validation).cloned().collect();
+    let mut best = (f64::NEG_INFINITY, Chosen { objects: 1, refl: false });
+    if concepts.is_empty() {
+        return Ok(best.1);
+    }
+    let prompts = prompts(base, model, &concepts, assets, tuned)?;
+    let judge = Judge::new(base, models, &concepts)?;
+    for (at, mixed) in prompts.mixed.iter().enumerate() {
+        for (refl, denoiser) in [(false, &models.denoiser), (true, refl)] {
+            let method = Method {
+                name: "choice",
+                role: Role::Ours,
+                note: "",
+                prompts: mixed,
+                denoiser,
+                best_of: base.config.bench.best_of,
+            };
+            let measured = judge.measure(&method, &[CHOICE_SEED], 1)?;
+            let hits = measured.hits.iter().sum::<f64>();
+            if hits > best.0 {
+                best = (hits, Chosen { objects: at + 1, refl });
+            }
+        }
+    }
+    Ok(best.1)
+}
+
 fn held_out(base: &Base, most: usize) -> Vec<Concept> {
     let all: Vec<&Concept> = base.world.split(Split::Test).collect();
     let count = if most == 0 { all.len() } else { most.min(all.len()) };
@@ -167,7 +224,8 @@ struct Prompts {
     plm: Vec<String>,
     plm_objects: Vec<Vec<usize>>,
     lookup: Vec<String>,
-    mixed: Vec<String>,
+    /// With one, two and three objects.
+    mixed: [Vec<String>; OBJECTS],
     frequent: Vec<String>,
 }
 
@@ -187,7 +245,7 @@ fn prompts(
         plm: Vec::new(),
         plm_objects: Vec::new(),
         lookup: Vec::new(),
-        mixed: Vec::new(),
+        mixed: Default::default(),
         frequent: vec![frequent; concepts.len()],
     };
     for concept in concepts {
@@ -201,8 +259,9 @@ fn prompts(
             neighbours.nearest(embedded.row(0)).1.iter().copied().take(OBJECTS).collect();
         prompts.lookup.push(rewriter.prompt(&[], &near, style));
         let objects = mixed_objects(&rewriter, &neighbours, word, tuned)?;
-        // one object a picture: several would have to share 16 patches
-        prompts.mixed.push(rewriter.prompt(&[], &objects[..objects.len().min(1)], style));
+        for (at, mixed) in prompts.mixed.iter_mut().enumerate() {
+            mixed.push(rewriter.prompt(&[], &objects[..objects.len().min(at + 1)], style));
+        }
     }
     Ok(prompts)
 }

@@ -3,6 +3,7 @@
 mod fit;
 mod generate;
 mod rewrite;
+mod stable;
 
 use clap::{Parser, Subcommand};
 use common::Result;
@@ -33,8 +34,9 @@ pub enum Verb {
     Rewrite(rewrite::RewriteArgs),
     /// Draw a prompt: PNG files with prompt and seed inside
     Generate(generate::GenerateArgs),
-    /// Train the language model, scorers and denoiser, then tune the denoiser by rewards
-    Fit,
+    /// Train the language model, scorers and denoiser, then tune the denoiser by rewards; or tune a
+    /// Stable Diffusion model
+    Fit(stable::FitArgs),
     /// Score prompts of a file against the objects that people file under each concept
     Eval(rewrite::EvalArgs),
     /// Reproduce the comparison: ours, baselines, ablations, controls
@@ -64,7 +66,10 @@ pub fn run(cli: &Cli) -> Result<String> {
     match &cli.verb {
         Verb::Rewrite(verb) => rewrite::rewrite(verb, args, &resolved.config),
         Verb::Generate(verb) => generate::generate(verb, args, &resolved.config),
-        Verb::Fit => fit::fit(args, &resolved.config),
+        Verb::Fit(verb) => match &verb.diffusion {
+            Some(spec) => stable::fit(spec, verb, args, &resolved.config),
+            None => fit::fit(args, &resolved.config),
+        },
         Verb::Eval(verb) => rewrite::eval(verb, args, &resolved.config),
         Verb::Bench => {
             let context = Context { assets: assets_of(args), profile: args.profile };

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::config::Config;
 use crate::data::{Gate, Style, clean_prompt};
 use crate::eval::object_scores;
+use crate::promptist::Promptist;
 use crate::rewrite::Rewriter;
 use crate::studio::Base;
 
@@ -33,6 +34,12 @@ pub struct RewriteArgs {
     /// Art style at the end of the prompt
     #[arg(long, value_enum, default_value_t = Style::Colour)]
     pub style: Style,
+    /// A GPT-2 prompt optimiser such as Promptist instead: hf:OWNER/NAME[@REVISION] or a folder
+    #[arg(long, value_name = "MODEL")]
+    pub plm: Option<String>,
+    /// Where its tokenizer.json is, if elsewhere
+    #[arg(long, value_name = "MODEL", requires = "plm")]
+    pub tokenizer: Option<String>,
 }
 
 /// Flags of `eval`.
@@ -49,6 +56,9 @@ pub(super) fn rewrite(verb: &RewriteArgs, args: &CommonArgs, config: &Config) ->
     let prompt = clean_prompt(&verb.prompt)?;
     if let Some(spec) = args.llm.first() {
         return by_llm(&prompt, spec, args, config);
+    }
+    if let Some(spec) = &verb.plm {
+        return by_promptist(&prompt, spec, verb, args, config);
     }
     let base = super::base_of(args, config)?;
     let (model, _) = base.plm(Seed::new(args.seed), false)?;
@@ -116,22 +126,46 @@ fn why(base: &Base, concept: &str, object: usize) -> Result<String> {
     ))
 }
 
+/// A prompt as an LLM rewrites it.
+pub(super) fn ask(prompt: &str, spec: &str, args: &CommonArgs) -> Result<String> {
+    let llm = Llm::open(&spec.parse()?, &LlmOptions::new(super::assets_of(args)))?;
+    let messages = vec![Message::system(INSTRUCTION), Message::user(prompt)];
+    let answer = llm.generate(&Request::new(messages).max_tokens(120))?.into_text()?;
+    clean_prompt(&answer)
+        .map_err(|_| Error::LlmOutput(format!("{spec} answered with an empty or overlong text")))
+}
+
 fn by_llm(prompt: &str, spec: &str, args: &CommonArgs, config: &Config) -> Result<String> {
     let gate = match &config.concreteness {
         Some(path) => Gate::with_ratings(path)?,
         None => Gate::default(),
     };
     let concepts = gate.abstract_words(prompt);
-    let llm = Llm::open(&spec.parse()?, &LlmOptions::new(super::assets_of(args)))?;
-    let messages = vec![Message::system(INSTRUCTION), Message::user(prompt)];
-    let answer = llm.generate(&Request::new(messages).max_tokens(120))?.into_text()?;
-    let answer = clean_prompt(&answer)
-        .map_err(|_| Error::LlmOutput(format!("{spec} answered with an empty or overlong text")))?;
+    let answer = ask(prompt, spec, args)?;
     match args.json {
         true => text::json(&json!({ "original": prompt, "concepts": concepts,
                                     "candidates": [{ "prompt": answer, "model": spec }] })),
         false => Ok(format!("{answer}\n")),
     }
+}
+
+fn by_promptist(
+    prompt: &str,
+    spec: &str,
+    verb: &RewriteArgs,
+    args: &CommonArgs,
+    config: &Config,
+) -> Result<String> {
+    let model = Promptist::open(spec, verb.tokenizer.as_deref(), &super::assets_of(args))?;
+    let found = model.rewrite(prompt, verb.count, &config.search)?;
+    if args.json {
+        let candidates: Vec<Value> = found
+            .iter()
+            .map(|(text, score)| json!({ "prompt": text, "score": score, "model": spec }))
+            .collect();
+        return text::json(&json!({ "original": prompt, "candidates": candidates }));
+    }
+    Ok(found.iter().map(|(text, _)| format!("{text}\n")).collect())
 }
 
 pub(super) fn eval(verb: &EvalArgs, args: &CommonArgs, config: &Config) -> Result<String> {

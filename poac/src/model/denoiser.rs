@@ -222,24 +222,26 @@ impl Denoiser {
         &self.parameters
     }
 
-    /// Freezes the weights and puts adapters on the attention layers (`to_qkv`, `to_q`, `to_kv`,
-    /// `to_out`); returns the adapters' parameters. The function stays the same until they train.
-    pub fn attach_lora(&mut self, rank: usize, alpha: f64, seed: Seed) -> Result<Parameters> {
-        self.attach(rank, alpha, Builder::seeded(seed))
+    /// Freezes the weights and puts adapters of scale 1 on the attention layers (`to_qkv`, `to_q`,
+    /// `to_kv`, `to_out`), or on all linear layers; returns the adapters' parameters. The function
+    /// stays the same until they train.
+    pub fn attach_lora(&mut self, rank: usize, all: bool, seed: Seed) -> Result<Parameters> {
+        self.attach(rank, all, Builder::seeded(seed))
     }
 
     /// [`Denoiser::attach_lora`] with trained adapters.
     pub fn load_lora(
         &mut self,
         rank: usize,
-        alpha: f64,
+        all: bool,
         tensors: BTreeMap<String, Tensor>,
     ) -> Result<Parameters> {
-        self.attach(rank, alpha, Builder::from_tensors(tensors))
+        self.attach(rank, all, Builder::from_tensors(tensors))
     }
 
-    fn attach(&mut self, rank: usize, alpha: f64, mut builder: Builder) -> Result<Parameters> {
+    fn attach(&mut self, rank: usize, all: bool, mut builder: Builder) -> Result<Parameters> {
         let b = &mut builder;
+        let alpha = rank as f64;
         let frozen = self.parameters.tensors();
         let options = self.options.clone();
         let features = self.pooled.sizes().0;
@@ -253,8 +255,23 @@ impl Denoiser {
                 ("attn2.to_kv", &mut block.to_kv),
                 ("attn2.to_out", &mut block.to_out2),
             ];
-            for (name, layer) in layers {
+            let others = [("mlp.up", &mut block.up), ("mlp.down", &mut block.down)];
+            for (name, layer) in layers.into_iter().chain(others.into_iter().filter(|_| all)) {
                 b.within(format!("blocks.{at}.{name}"), |b| layer.attach_lora(b, rank, alpha))?;
+            }
+        }
+        if all {
+            let [text0, text1] = &mut model.text;
+            let layers = [
+                ("text.0", text0),
+                ("text.1", text1),
+                ("recall", &mut model.recall),
+                ("pooled", &mut model.pooled),
+                ("modulation", &mut model.modulation),
+                ("output", &mut model.output),
+            ];
+            for (name, layer) in layers {
+                b.within(name, |b| layer.attach_lora(b, rank, alpha))?;
             }
         }
         *self = model;

@@ -5,12 +5,11 @@ pub mod denoiser;
 pub mod quality;
 pub mod reward;
 pub mod sample;
-pub mod schedule;
 pub mod scorer;
 
 pub use codec::Codec;
+pub use common::diffusion::{Prediction, Schedule};
 pub use denoiser::{Denoiser, DenoiserOptions, TextBatch, Word};
 pub use quality::QualityHead;
 pub use sample::SampleOptions;
-pub use schedule::{Prediction, Schedule};
 pub use scorer::{Scorer, ScorerOptions};

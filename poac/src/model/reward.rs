@@ -51,8 +51,3 @@ pub fn reward_loss(reward: &Tensor, lambda: f64, target: f64) -> Result<Tensor> 
 pub fn pretraining_loss(answer: &Tensor, target: &Tensor) -> Result<Tensor> {
     Ok(ops::mean_squared_error(answer, target)?)
 }
-
-/// Eq. 5's clamp: -1..1 → 0..1, cut at both ends.
-pub fn to_unit_range(decoded: &Tensor) -> Result<Tensor> {
-    Ok(decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?)
-}

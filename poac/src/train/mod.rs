@@ -5,6 +5,7 @@ pub mod plm;
 pub mod quality;
 pub mod refl;
 pub mod scorer;
+pub mod stable;
 
 use std::collections::BTreeMap;
 use std::path::Path;

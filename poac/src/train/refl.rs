@@ -32,6 +32,39 @@ impl Default for Stage {
     }
 }
 
+/// Which text a picture is compared with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Relevance {
+    /// The prompt as the user wrote it, x.
+    Original,
+    /// The optimised prompt, y.
+    #[default]
+    Optimised,
+    /// The mean of both cosines.
+    Both,
+}
+
+/// Which layers of the denoiser get adapters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Adapted {
+    /// The attention layers, as in the public ReFL code.
+    #[default]
+    Attention,
+    /// All linear layers.
+    All,
+}
+
+/// Prompts of a step: what the denoiser is told, and what the user had written.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// y, or x itself where nothing was rewritten.
+    pub told: TextBatch,
+    /// x.
+    pub original: TextBatch,
+}
+
 /// Reward feedback learning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -42,6 +75,15 @@ pub struct ReflOptions {
     pub inference_steps: usize,
     /// The gradient enters at a step drawn from `first_step..inference_steps`.
     pub first_step: usize,
+    /// Steps that the gradient passes, ending at that step: 1 is ReFL, more is
+    /// [DRaFT-K](https://arxiv.org/abs/2309.17400).
+    pub backprop_steps: usize,
+    /// What a picture is compared with.
+    pub relevance: Relevance,
+    /// Share of the prompts that stay as the user wrote them.
+    pub raw_share: f64,
+    /// Layers with adapters.
+    pub adapted: Adapted,
     /// Prompts a step.
     pub batch: usize,
     /// Learning rate.
@@ -62,6 +104,10 @@ impl Default for ReflOptions {
             stages: vec![Stage::default(), Stage { quality: 1.0, steps: 30, ..Stage::default() }],
             inference_steps: 12,
             first_step: 7,
+            backprop_steps: 1,
+            relevance: Relevance::default(),
+            raw_share: 0.0,
+            adapted: Adapted::default(),
             batch: 16,
             lr: 1e-3,
             lambda: 0.1,
@@ -92,7 +138,8 @@ pub struct RewardModel<'a> {
 }
 
 impl RewardModel<'_> {
-    /// Steps 1 to 4 of Algorithm 2: noise through `m` steps without gradient, one with; ẑ₀ of Eq. 4.
+    /// Steps 1 to 4 of Algorithm 2: noise through `m` steps and one more; ẑ₀ of Eq. 4. The gradient
+    /// passes the last `through` of these steps.
     ///
     /// # Errors
     /// None but bugs.
@@ -102,20 +149,45 @@ impl RewardModel<'_> {
         text: &TextBatch,
         start: Tensor,
         steps: usize,
-        m: usize,
+        [m, through]: [usize; 2],
     ) -> Result<Tensor> {
         let times = self.schedule.trailing(steps);
         let rows = start.dim(0)?;
         let mut z = start;
         for (at, &time) in times.iter().take(m).enumerate() {
-            let answer = denoiser.forward(&z, &vec![time; rows], text)?.detach();
+            let answer = denoiser.forward(&z, &vec![time; rows], text)?;
             let (clean, noise) =
                 self.schedule.clean_and_noise(self.prediction, &z, &answer, time)?;
-            z = self.schedule.ddim(&clean, &noise, times.get(at + 1).copied())?.detach();
+            z = self.schedule.ddim(&clean, &noise, times.get(at + 1).copied())?;
+            if at + through <= m {
+                z = z.detach();
+            }
         }
         let time = times[m];
         let answer = denoiser.forward(&z, &vec![time; rows], text)?;
         Ok(self.schedule.clean_and_noise(self.prediction, &z, &answer, time)?.0)
+    }
+
+    /// Scorer A's cosine of pictures and the texts they should show, `[n]`.
+    ///
+    /// # Errors
+    /// None but bugs.
+    pub fn relevance(
+        scorer: &Scorer,
+        pictures: &Tensor,
+        asked: &Asked,
+        relevance: Relevance,
+    ) -> Result<Tensor> {
+        let images = scorer.embed_images(pictures)?;
+        let cosine = |text: &TextBatch| {
+            let texts = scorer.embed_texts(&text.mean()?)?;
+            Ok::<_, common::Error>((&images * texts)?.sum(1)?)
+        };
+        match relevance {
+            Relevance::Original => cosine(&asked.original),
+            Relevance::Optimised => cosine(&asked.told),
+            Relevance::Both => Ok(((cosine(&asked.original)? + cosine(&asked.told)?)? * 0.5)?),
+        }
     }
 
     /// Eq. 10 for decoded codes: `[n]`; `None` when all weights are 0.
@@ -125,15 +197,14 @@ impl RewardModel<'_> {
     pub fn reward(
         &self,
         codes: &Tensor,
-        text: &TextBatch,
+        asked: &Asked,
+        relevance: Relevance,
         stage: &Stage,
     ) -> Result<Option<Tensor>> {
         let pictures = self.codec.decode(codes)?.clamp(-1f32, 1f32)?;
         let mut scores = Vec::new();
         if stage.clip != 0.0 {
-            let images = self.scorer.embed_images(&pictures)?;
-            let texts = self.scorer.embed_texts(&text.mean()?)?;
-            let cosine = (images * texts)?.sum(1)?;
+            let cosine = Self::relevance(self.scorer, &pictures, asked, relevance)?;
             scores.push((stage.clip, self.clip_standard, cosine));
         }
         if stage.quality != 0.0 {
@@ -153,12 +224,12 @@ pub fn refl_loss(
     denoiser: &Denoiser,
     rewards: &RewardModel<'_>,
     captioned: &Captioned<'_>,
-    text: &TextBatch,
+    asked: &Asked,
     options: &ReflOptions,
     stage: &Stage,
     stream: &mut Stream,
 ) -> Result<Tensor> {
-    let rows = text.features.dim(0)?;
+    let rows = asked.told.features.dim(0)?;
     let codes = captioned.codes(crate::data::Style::Colour);
     let (tokens, components) = (codes.dim(1)?, codes.dim(2)?);
     let first = options.first_step.min(options.inference_steps - 1);
@@ -166,8 +237,10 @@ pub fn refl_loss(
     let start = stream.normal_tensor((rows, tokens, components), 1.0)?;
     let mut total: Option<Tensor> = None;
     if stage.clip != 0.0 || stage.quality != 0.0 {
-        let clean = rewards.predict(denoiser, text, start, options.inference_steps, m)?;
-        if let Some(reward) = rewards.reward(&clean, text, stage)? {
+        let steps = [m, options.backprop_steps];
+        let clean =
+            rewards.predict(denoiser, &asked.told, start, options.inference_steps, steps)?;
+        if let Some(reward) = rewards.reward(&clean, asked, options.relevance, stage)? {
             total = Some(reward_loss(&reward, options.lambda, options.target)?);
         }
     }
@@ -182,8 +255,8 @@ pub fn refl_loss(
     total.ok_or_else(|| common::Error::usage("a ReFL stage without any loss"))
 }
 
-/// Runs the stages on the adapters of `denoiser`; `prompts(n, stream)` draws optimised prompts of
-/// train concepts. One history a stage.
+/// Runs the stages on the adapters of `denoiser`; `prompts(n, stream)` draws prompts of train
+/// concepts. One history a stage.
 ///
 /// # Errors
 /// Those of [`train`].
@@ -194,7 +267,7 @@ pub fn fit(
     rewards: &RewardModel<'_>,
     captioned: &Captioned<'_>,
     options: &ReflOptions,
-    prompts: impl Fn(usize, &mut Stream) -> Result<TextBatch> + Sync,
+    prompts: impl Fn(usize, &mut Stream) -> Result<Asked> + Sync,
     seed: Seed,
     work: &Path,
 ) -> Result<Vec<History>> {
@@ -211,9 +284,9 @@ pub fn fit(
         let name = format!("refl-{at}");
         let loss = |step: u64, slice: usize| {
             let mut stream = seed.stream(&format!("{name}/{step}/{slice}"));
-            let text = prompts(rows, &mut stream)?;
+            let asked = prompts(rows, &mut stream)?;
             let value =
-                refl_loss(denoiser, rewards, captioned, &text, options, stage, &mut stream)?;
+                refl_loss(denoiser, rewards, captioned, &asked, options, stage, &mut stream)?;
             Ok((value / SLICES as f64)?)
         };
         histories.push(train(&name, adapters, &pace, None, work, Ok, loss)?);

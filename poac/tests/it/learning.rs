@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
+use common::diffusion::{Beta, Prediction};
 use common::lm::{Lm, Pass};
 use common::rng::Seed;
 use common::testing::assert_close;
@@ -13,14 +14,13 @@ use poac::data::{Images, Style, World};
 use poac::features::Features;
 use poac::model::reward::{Standard, combine, reward_loss};
 use poac::model::sample::{sample, start_noise};
-use poac::model::schedule::{Beta, Prediction};
 use poac::model::{
     Codec, Denoiser, DenoiserOptions, QualityHead, SampleOptions, Schedule, Scorer, ScorerOptions,
 };
 use poac::rewrite::Rewriter;
 use poac::train::denoiser::{Captioned, denoising_loss};
 use poac::train::plm::{self, PlmOptions};
-use poac::train::refl::{ReflOptions, RewardModel, Stage, refl_loss};
+use poac::train::refl::{Asked, ReflOptions, Relevance, RewardModel, Stage, refl_loss};
 use poac::train::{Pace, train};
 
 use crate::toy::{self, SIZE, WIDTH, scalar, values};
@@ -73,6 +73,14 @@ impl Toy {
 
     fn captioned(&self) -> Captioned<'_> {
         Captioned::new(&self.world, &self.images, &self.codec, &self.features).unwrap()
+    }
+
+    fn asked(&self) -> Asked {
+        let batch = |prompts: [&str; 2]| self.features.batch(&prompts).unwrap();
+        Asked {
+            told: batch(["thing a, in colour", "thing f, in grey"]),
+            original: batch(["a picture of peace", "a picture of war"]),
+        }
     }
 
     fn rewards(&self) -> RewardModel<'_> {
@@ -144,7 +152,7 @@ fn every_parameter_gets_a_gradient() {
 
     // adapters as they are after a step: B is not zero any more
     let mut tuned = denoiser.clone();
-    let adapters = tuned.attach_lora(2, 2.0, Seed::new(6)).unwrap();
+    let adapters = tuned.attach_lora(2, true, Seed::new(6)).unwrap();
     let tensors: BTreeMap<String, Tensor> = adapters
         .iter()
         .map(|(name, var)| {
@@ -153,11 +161,16 @@ fn every_parameter_gets_a_gradient() {
         })
         .collect();
     adapters.load(&tensors).unwrap();
-    let text = toy.features.batch(&["thing a, in colour", "thing f, in grey"]).unwrap();
+    let asked = toy.asked();
     let stage = Stage { clip: 1.0, quality: 1.0, steps: 1 };
-    let options =
-        ReflOptions { inference_steps: 4, first_step: 2, lambda: 1.0, ..ReflOptions::default() };
-    let loss = refl_loss(&tuned, &toy.rewards(), &captioned, &text, &options, &stage, &mut stream)
+    let options = ReflOptions {
+        inference_steps: 4,
+        first_step: 2,
+        backprop_steps: 2,
+        lambda: 1.0,
+        ..ReflOptions::default()
+    };
+    let loss = refl_loss(&tuned, &toy.rewards(), &captioned, &asked, &options, &stage, &mut stream)
         .unwrap();
     assert_all_grads(&loss, &adapters);
 }
@@ -167,12 +180,12 @@ fn a_constant_reward_leaves_the_pretraining_loss() {
     let toy = Toy::new();
     let captioned = toy.captioned();
     let denoiser = denoiser();
-    let text = toy.features.batch(&["thing a, in colour", "thing f, in grey"]).unwrap();
+    let asked = toy.asked();
     let options = ReflOptions { inference_steps: 4, first_step: 2, ..ReflOptions::default() };
     let nothing = Stage { clip: 0.0, quality: 0.0, steps: 1 };
     let mut stream = Seed::new(9).stream("refl");
     let loss =
-        refl_loss(&denoiser, &toy.rewards(), &captioned, &text, &options, &nothing, &mut stream)
+        refl_loss(&denoiser, &toy.rewards(), &captioned, &asked, &options, &nothing, &mut stream)
             .unwrap();
     let mut stream = Seed::new(9).stream("refl");
     stream.below(2);
@@ -191,14 +204,14 @@ fn a_constant_reward_leaves_the_pretraining_loss() {
 fn the_reward_gradient_equals_finite_differences() {
     let toy = Toy::new();
     let denoiser = denoiser();
-    let text = toy.features.batch(&["thing a, in colour", "thing f, in grey"]).unwrap();
+    let asked = toy.asked();
     let stage = Stage { clip: 1.0, quality: 0.5, steps: 1 };
     let start = start_noise(&[1, 2], TOKENS, COMPONENTS).unwrap();
     let rewards = toy.rewards();
-    // the last step alone: earlier ones are without gradient by design
+    // through both steps of two
     let loss = || {
-        let clean = rewards.predict(&denoiser, &text, start.clone(), 4, 0).unwrap();
-        let reward = rewards.reward(&clean, &text, &stage).unwrap().unwrap();
+        let clean = rewards.predict(&denoiser, &asked.told, start.clone(), 2, [1, 2]).unwrap();
+        let reward = rewards.reward(&clean, &asked, Relevance::Both, &stage).unwrap().unwrap();
         reward.sum_all().unwrap()
     };
     let store = loss().backward().unwrap();

@@ -6,4 +6,5 @@ mod cli;
 mod data;
 mod golden;
 mod learning;
+mod stable;
 mod toy;

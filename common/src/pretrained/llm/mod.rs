@@ -33,7 +33,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use endpoint::{ApiKey, EndpointOptions};
+pub use endpoint::{ApiKey, EndpointOptions, ImageEndpoint};
 pub use engine::{OptionScore, Precision};
 pub use request::{Answer, Content, Finish, Message, Prompt, Request, Role, Usage};
 pub use spec::LlmSpec;

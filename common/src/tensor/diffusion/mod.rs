@@ -1,6 +1,7 @@
 //! Diffusion models, differentiable from the reward back to every weight: the U-Net of Stable
 //! Diffusion 1.x, 2.x, XL and of its inpainting variants, the KL autoencoder, CLIP's encoders, noise
-//! schedules and samplers. Tensor names and `config.json` are those of diffusers and transformers.
+//! schedules and samplers. Tensor names and `config.json` are those of diffusers and transformers;
+//! [`crate::stable_diffusion`] reads whole folders.
 //!
 //! candle's own versions lose gradients without a word (70 of 286 variables of a small U-Net, the
 //! image gradient of CLIP), take one time step a batch, and have no `add_embedding` (SDXL).

@@ -9,6 +9,7 @@
 //! that stays unusable) is [`Error::LlmOutput`]. A failure is never cached.
 
 mod http;
+mod images;
 mod wire;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use super::request::{Answer, Finish, Request};
 use crate::rng::{Seed, Stream};
 use crate::{Error, Result};
 use http::Failure;
+pub use images::ImageEndpoint;
 use wire::Shape;
 
 /// How often an answer without a proper end is asked for again before it is handed out as it is.

@@ -1,6 +1,8 @@
 //! The agent's first steps: from a text or a scene file to a constraint problem (Algorithm 1,
 //! lines 1 and 2).
 
+use std::path::PathBuf;
+
 use common::llm::{Llm, Message, Request};
 use common::{Error, Result};
 
@@ -58,30 +60,38 @@ const ANSWERS: usize = 4;
 
 /// Scene file of a text by a language model: objects, sizes, scene graph and background prompt in
 /// one answer held to the JSON schema; an answer that does not pass is sent back with the
-/// validator's message.
+/// validator's message. `pictures` of the objects are shown to models that see; an object takes
+/// over its picture by naming the file.
 ///
 /// # Errors
-/// [`Error::LlmOutput`] when no answer passes; those of the model.
-pub fn scene_of_llm(llm: &Llm, text: &str, canvas: [u32; 2]) -> Result<SceneFile> {
+/// [`Error::LlmOutput`] when no answer passes; pictures that can't be read; those of the model.
+pub fn scene_of_llm(
+    llm: &Llm,
+    text: &str,
+    pictures: &[PathBuf],
+    canvas: [u32; 2],
+) -> Result<SceneFile> {
     let schema = schemars::schema_for!(SceneFile).to_value();
     let names = Relation::ALL.map(Relation::name).join(", ");
+    let files: Vec<String> = pictures.iter().map(|path| path.display().to_string()).collect();
     let task = format!(
         "Turn the wish into a scene as JSON. Objects: id, phrase, size_m (real width and height in \
-         metres). Relations: type (one of {names}; unary ones have no b), a, b (object ids), at \
-         most two per pair. prompt_bg: the background without the objects. canvas: {canvas:?}. \
-         Answer with the JSON object only."
+         metres), image (its picture's file, one of {files:?}, or none). Relations: type (one of \
+         {names}; unary ones have no b), a, b (object ids), at most two per pair. prompt_bg: the \
+         background without the objects. canvas: {canvas:?}. Answer with the JSON object only."
     );
-    let mut messages = vec![Message::system(task), Message::user(text)];
+    let mut wish = Message::user(text);
+    for path in pictures {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let kind = if bytes.starts_with(b"\x89PNG") { "image/png" } else { "image/jpeg" };
+        wish = wish.with_image(kind, bytes);
+    }
+    let mut messages = vec![Message::system(task), wish];
     let mut last = String::new();
     for _ in 0..ANSWERS {
         let request = Request::new(messages.clone()).max_tokens(1500).schema(schema.clone());
         let answer = llm.generate(&request)?.into_text()?;
-        let json = answer.find('{').zip(answer.rfind('}')).filter(|(start, end)| start < end);
-        let checked = json
-            .ok_or_else(|| Error::data("no JSON object", "one JSON object"))
-            .and_then(|(start, end)| SceneFile::parse(&answer[start..=end]))
-            .and_then(|scene| Scene::new(scene.clone(), &[]).map(|_| scene));
-        match checked {
+        match checked(&answer, pictures) {
             Ok(scene) => return Ok(scene),
             Err(error) => last = error.to_string(),
         }
@@ -89,6 +99,19 @@ pub fn scene_of_llm(llm: &Llm, text: &str, canvas: [u32; 2]) -> Result<SceneFile
         messages.push(Message::user(format!("That does not pass: {last}. Answer again.")));
     }
     Err(Error::LlmOutput(format!("no usable scene in {ANSWERS} answers; the last: {last}")))
+}
+
+/// A model's answer as a scene that has a problem; it may name no other files than `pictures`.
+fn checked(answer: &str, pictures: &[PathBuf]) -> Result<SceneFile> {
+    let json = answer.find('{').zip(answer.rfind('}')).filter(|(start, end)| start < end);
+    let (start, end) = json.ok_or_else(|| Error::data("no JSON object", "one JSON object"))?;
+    let scene = SceneFile::parse(&answer[start..=end])?;
+    let images = scene.objects.iter().filter_map(|object| object.image.as_ref());
+    if let Some(other) = images.into_iter().find(|image| !pictures.contains(image)) {
+        return Err(Error::data(format!("image {other:?}"), format!("one of {pictures:?}")));
+    }
+    Scene::new(scene.clone(), &[])?;
+    Ok(scene)
 }
 
 impl Scene {

@@ -3,7 +3,7 @@
 mod plan;
 mod render;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use common::cli::{self, CommonArgs, Profile, Resolved, text};
@@ -11,11 +11,11 @@ use common::report::Figure;
 use common::report::plot::{Labels, Line, lines};
 use common::rng::Seed;
 use common::run::{RunFolder, RunSpec};
-use common::{Result, assets, runtime};
+use common::{Result, assets, emoji, runtime};
 
 use crate::bench::{self, Context};
 use crate::config::Config;
-use crate::{networks, train};
+use crate::{networks, segment, train};
 
 /// Plans object layouts by compositional diffusion and renders the scene (LayoutAgent, arXiv
 /// 2509.22720).
@@ -37,11 +37,16 @@ pub enum Verb {
     Plan(plan::PlanArgs),
     /// Draw a layout: PNG, overlay and one PNG per object
     Render(render::RenderArgs),
-    /// Train the relation networks and write their weights
+    /// Cut an object out of a picture by a box or a point
+    Cut(render::CutArgs),
+    /// Train the relation networks (or the segmenter) and write their weights
     Fit {
         /// Weights to write
         #[arg(long, default_value = "relations.safetensors")]
         to: PathBuf,
+        /// Train the segmentation network instead
+        #[arg(long)]
+        segmenter: bool,
     },
     /// Measure the layouts of a plan: relations, overlap, alignment, out-of-frame share
     Eval {
@@ -69,7 +74,8 @@ pub fn run(cli: &Cli) -> Result<String> {
     match &cli.verb {
         Verb::Plan(plan) => plan::plan(plan, args, &resolved.config),
         Verb::Render(render) => render::render(render, args),
-        Verb::Fit { to } => fit(to, args, &resolved),
+        Verb::Cut(cut) => render::cut(cut),
+        Verb::Fit { to, segmenter } => fit(to, *segmenter, args, &resolved),
         Verb::Eval { layouts } => plan::eval(layouts, args),
         Verb::Bench => {
             let context = Context {
@@ -102,30 +108,44 @@ fn assets_of(args: &CommonArgs) -> assets::Assets {
 }
 
 /// `fit`: trains in a run folder with the loss curve beside it.
-fn fit(to: &std::path::Path, args: &CommonArgs, resolved: &Resolved<Config>) -> Result<String> {
+fn fit(
+    to: &Path,
+    segmenter: bool,
+    args: &CommonArgs,
+    resolved: &Resolved<Config>,
+) -> Result<String> {
     let folder = RunFolder::open(&RunSpec::new("layoutagent", args, resolved, &[args.seed]))?;
-    let config = &resolved.config.train;
     let threads = runtime::init(None).threads;
+    let config = &resolved.config;
+    let mut history = Vec::new();
     let outcome = (|| {
-        let trained = train::train(config, Seed::new(args.seed), threads, |update, loss| {
+        let log = |update: usize, loss: f64| {
             tracing::info!("update {update}: loss {loss:.4}");
-        })?;
-        for (update, loss) in &trained.history {
+            history.push((update, loss));
+        };
+        let seed = Seed::new(args.seed);
+        let parameters = if segmenter {
+            let pictures = emoji::load(&assets_of(args))?;
+            segment::fit::train(&config.segment, &pictures, seed, threads, log)?
+        } else {
+            train::train(&config.train, seed, threads, log)?
+        };
+        for (update, loss) in &history {
             folder.log_metrics(&serde_json::json!({"update": update, "loss": loss}))?;
         }
         let curve = Line {
             name: "loss".into(),
-            points: trained.history.iter().map(|&(u, l)| (u as f64, l)).collect(),
+            points: history.iter().map(|&(u, l)| (u as f64, l)).collect(),
         };
-        let labels = Labels { title: "Training", x: "update", y: "mean squared error" };
-        let figure = Figure::new("Training", "Eq. 4 over the updates.", lines(labels, &[curve]));
+        let labels = Labels { title: "Training", x: "update", y: "loss" };
+        let figure = Figure::new("Training", "The loss over the updates.", lines(labels, &[curve]));
         folder.write("plots/training.svg", figure.described_svg().as_bytes())?;
-        networks::save(&trained.parameters.tensors(), to)?;
-        let (_, last) = trained.history.last().copied().unwrap_or_default();
-        let parameters = trained.parameters.elements();
+        networks::save(&parameters.tensors(), to)?;
+        let (updates, last) = history.last().copied().unwrap_or_default();
+        let parameters = parameters.elements();
         if args.json {
             return text::json(&serde_json::json!({
-                "weights": to, "parameters": parameters, "updates": config.updates, "loss": last,
+                "weights": to, "parameters": parameters, "updates": updates, "loss": last,
             }));
         }
         Ok(format!("{}: {parameters} parameters, loss {last:.4}\n", to.display()))

@@ -7,6 +7,7 @@ use common::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::segment::fit::SegmentConfig;
 use crate::solve::SolveConfig;
 use crate::train::TrainConfig;
 
@@ -21,6 +22,8 @@ pub struct Config {
     pub weights: Option<PathBuf>,
     /// Solvers.
     pub solve: SolveConfig,
+    /// The segmentation network's training.
+    pub segment: SegmentConfig,
     /// The benchmark.
     pub bench: BenchConfig,
 }
@@ -35,6 +38,8 @@ pub struct BenchConfig {
     pub nsr_scenes: usize,
     /// Product scenes; there are 40.
     pub product_scenes: usize,
+    /// Product scenes that a language model lays out too.
+    pub llm_scenes: usize,
     /// Numbers of objects of the crowded scenes.
     pub crowds: Vec<usize>,
     /// Updates of networks that the bench trains itself, as an ablation of the training budget;
@@ -52,6 +57,7 @@ impl Default for BenchConfig {
             worlds: 100,
             nsr_scenes: 738,
             product_scenes: 40,
+            llm_scenes: 8,
             crowds: vec![20, 50, 200],
             short_updates: 1_000,
             ablation_worlds: 30,
@@ -67,6 +73,7 @@ impl Config {
             worlds: 6,
             nsr_scenes: 60,
             product_scenes: 4,
+            llm_scenes: 0,
             crowds: vec![20],
             short_updates: 0,
             ablation_worlds: 0,

@@ -33,18 +33,18 @@ impl Conflict {
 
 /// Why a bound stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
+pub(crate) enum Reason {
     Edge(Edge),
     Lock(usize),
 }
 
 /// `position[to] − position[from] ≤ bound`; node 0 is the frame's centre, object i is i + 1.
 #[derive(Debug, Clone, Copy)]
-struct Bound {
-    from: usize,
-    to: usize,
-    bound: f64,
-    reason: Reason,
+pub(crate) struct Bound {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    pub(crate) bound: f64,
+    pub(crate) reason: Reason,
 }
 
 /// A minimal conflicting set, or `None` when the conjunctive part of the graph is satisfiable.
@@ -76,7 +76,9 @@ fn excluded_pair(problem: &Problem) -> Option<Conflict> {
     None
 }
 
-fn bounds(problem: &Problem, axis: usize) -> Vec<Bound> {
+/// The bounds along one axis that the relations and locks imply. For relations without a choice they
+/// are all that the relation demands (strictness aside).
+pub(crate) fn bounds(problem: &Problem, axis: usize) -> Vec<Bound> {
     let mut bounds = Vec::new();
     let half_frame = [problem.frame.width, problem.frame.height][axis] / 2.0;
     for (object, lock) in problem.locked.iter().enumerate() {

@@ -34,6 +34,7 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod conflict;
+pub mod construct;
 pub mod data;
 pub mod eval;
 pub mod language;
@@ -43,6 +44,7 @@ pub mod networks;
 pub mod plan;
 pub mod relations;
 pub mod render;
+pub mod segment;
 pub mod solve;
 pub mod train;
 

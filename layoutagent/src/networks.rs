@@ -62,10 +62,12 @@ pub fn trained(
     let folder = assets.options().cache.join("trained");
     let key = (config, seed, CODE);
     let (tensors, _) = Trained::new(&folder).get_or_train("layoutagent-relations", &key, |_| {
+        let mut history = Vec::new();
         let trained = train::train(config, Seed::new(seed), threads, |update, loss| {
             tracing::info!("update {update}: loss {loss:.4}");
+            history.push((update, loss));
         })?;
-        Ok((trained.parameters.tensors(), trained.history))
+        Ok((trained.tensors(), history))
     })?;
     Ok(tensors)
 }

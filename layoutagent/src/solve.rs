@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::baselines::reject;
+use crate::construct::construct;
 use crate::layout::{Edge, Problem};
 use crate::model::energy::Energy;
 use crate::model::sampler::{SampleConfig, Sampler};
@@ -21,7 +22,10 @@ pub enum Solver {
     Learned,
     /// Hinge energies and Langevin noise, nothing learned.
     Analytic,
-    /// A learned sample, moved onto the constraints by the energies.
+    /// Difference constraints and choices between them ([`crate::construct`]), nothing learned.
+    Construct,
+    /// A learned sample, moved onto the constraints by the energies. What still breaks a relation,
+    /// and crowds, are constructed.
     #[default]
     Hybrid,
     /// Random placement, object by object, until its relations hold.
@@ -34,6 +38,7 @@ impl Solver {
         match self {
             Self::Learned => "learned",
             Self::Analytic => "analytic",
+            Self::Construct => "construct",
             Self::Hybrid => "hybrid",
             Self::Reject => "reject",
         }
@@ -66,6 +71,8 @@ pub struct SolveConfig {
     /// Rounds of repair after the gradient steps (analytic and hybrid, ours): objects that break a
     /// relation are moved to the best of some random places, then gradient steps follow.
     pub repairs: usize,
+    /// Attempts of the construction (also the hybrid's last resort).
+    pub attempts: usize,
     /// Tries per object of the rejection solver; 50 in the reference.
     pub tries: usize,
 }
@@ -81,6 +88,7 @@ impl Default for SolveConfig {
             noise: 0.12,
             refine_steps: 100,
             repairs: 10,
+            attempts: 60,
             tries: 50,
         }
     }
@@ -121,83 +129,107 @@ pub fn solve(
     seed: Seed,
     workers: &Workers,
 ) -> Result<Vec<Vec<Candidate>>> {
-    let groups = group(problems, if config.solver.is_learned() { LEARNED_ROWS } else { 1 });
+    let groups = group(problems, config.solver);
     let solved = workers.map(groups.len(), |index| {
-        let group = &groups[index];
-        let layouts = match config.solver {
-            Solver::Learned | Solver::Hybrid => {
-                let sampler = sampler.ok_or_else(|| {
-                    common::Error::Bug("a learned solver without relation networks".into())
-                })?;
-                sampler.sample(group, config.candidates, &config.sample, seed)?
-            }
-            Solver::Analytic | Solver::Reject => group
-                .iter()
-                .map(|(problem, id)| {
-                    (0..config.candidates)
-                        .map(|chain| {
-                            let mut stream = seed.stream(&format!("start/{id}/{chain}"));
-                            match config.solver {
-                                Solver::Reject => reject(problem, config.tries, &mut stream),
-                                _ => langevin(problem, config, &mut stream),
-                            }
-                        })
-                        .collect()
-                })
-                .collect(),
-        };
-        let judged = group.iter().zip(layouts).map(|((problem, id), chains)| {
-            let finish = |(chain, centers): (usize, Vec<[f64; 2]>)| match config.solver {
-                Solver::Hybrid | Solver::Analytic => {
-                    let mut stream = seed.stream(&format!("repair/{id}/{chain}"));
-                    refine(problem, centers, config, &mut stream)
-                }
-                Solver::Learned | Solver::Reject => Candidate::judged(problem, centers),
-            };
-            chains.into_iter().enumerate().map(finish).collect::<Vec<_>>()
-        });
+        let group = groups[index];
         common::run::check_interrupt()?;
-        Ok(judged.collect::<Vec<_>>())
+        let drawn = match sampler {
+            _ if !learned_start(group[0].0, config.solver) => None,
+            Some(sampler) => {
+                Some(sampler.sample(group, config.candidates, &config.sample, seed)?)
+            }
+            None => {
+                return Err(common::Error::Bug(
+                    "a learned solver without relation networks".into(),
+                ));
+            }
+        };
+        let candidate = |at: usize, chain: usize| {
+            let (problem, id) = group[at];
+            let stream = |purpose: &str| seed.stream(&format!("{purpose}/{id}/{chain}"));
+            let drawn = drawn.as_ref().map(|drawn| drawn[at][chain].clone());
+            match (config.solver, drawn) {
+                (Solver::Hybrid, Some(centers)) => {
+                    refine(problem, centers, config, &mut stream("repair"))
+                }
+                (_, Some(centers)) => Candidate::judged(problem, centers),
+                (Solver::Reject, None) => {
+                    Candidate::judged(problem, reject(problem, config.tries, &mut stream("start")))
+                }
+                (Solver::Analytic, None) => {
+                    let mut centers = langevin(problem, config, &mut stream("start"));
+                    repair(problem, &mut centers, config, &mut stream("repair"));
+                    Candidate::judged(problem, centers)
+                }
+                (Solver::Learned | Solver::Construct | Solver::Hybrid, None) => {
+                    let mut stream = stream("construct");
+                    let centers = construct(problem, config.attempts, &mut stream);
+                    Candidate::judged(
+                        problem,
+                        centers.unwrap_or_else(|| start(problem, &mut stream)),
+                    )
+                }
+            }
+        };
+        let of_problem = |at: usize| (0..config.candidates).map(|c| candidate(at, c)).collect();
+        Ok((0..group.len()).map(of_problem).collect::<Vec<Vec<_>>>())
     })?;
     Ok(solved.into_iter().flatten().collect())
 }
 
-/// Objects above which a problem counts as a crowd.
+/// Objects above which the hybrid solver only constructs: samples and gradient steps are of no use
+/// in such crowds.
 const CROWD: usize = 8;
+
+/// Whether the problem's layouts start from samples of the relation networks.
+fn learned_start(problem: &Problem, solver: Solver) -> bool {
+    match solver {
+        Solver::Learned => true,
+        Solver::Hybrid => problem.len() <= CROWD,
+        Solver::Analytic | Solver::Construct | Solver::Reject => false,
+    }
+}
 
 /// Relations of the problems that one batch of chains holds.
 const LEARNED_ROWS: usize = 300;
 
-/// Neighbouring problems with about `rows` relations together.
-fn group<'a>(problems: &'a [(&'a Problem, u64)], rows: usize) -> Vec<&'a [(&'a Problem, u64)]> {
+/// Neighbouring problems that are sampled together, with about `LEARNED_ROWS` relations; each of the
+/// others alone.
+fn group<'a>(problems: &'a [(&'a Problem, u64)], solver: Solver) -> Vec<&'a [(&'a Problem, u64)]> {
+    let together = |(problem, _): &(&Problem, u64)| learned_start(problem, solver);
     let mut groups = Vec::new();
     let (mut start, mut count) = (0, 0);
-    for (index, (problem, _)) in problems.iter().enumerate() {
-        count += problem.edges.len().max(1);
-        if count >= rows {
+    for (index, entry) in problems.iter().enumerate() {
+        count += entry.0.edges.len().max(1);
+        let next = problems.get(index + 1);
+        if count >= LEARNED_ROWS || !together(entry) || next.is_none_or(|next| !together(next)) {
             groups.push(&problems[start..=index]);
             (start, count) = (index + 1, 0);
         }
     }
-    if start < problems.len() {
-        groups.push(&problems[start..]);
-    }
     groups
 }
 
-/// The second half of the hybrid (and the end of the analytic) solver: gradient steps on the hinge
-/// energies, then repair, then the checker.
+/// The second half of the hybrid solver: gradient steps on the hinge energies, repair, and
+/// construction when relations are still broken.
 pub fn refine(
     problem: &Problem,
     mut centers: Vec<[f64; 2]>,
     config: &SolveConfig,
     stream: &mut Stream,
 ) -> Candidate {
-    if config.solver == Solver::Hybrid {
-        descend(problem, &mut centers, config.refine_steps, config.step_size);
-    }
+    descend(problem, &mut centers, config.refine_steps, config.step_size);
     repair(problem, &mut centers, config, stream);
-    Candidate::judged(problem, centers)
+    let repaired = Candidate::judged(problem, centers);
+    if repaired.is_verified() {
+        return repaired;
+    }
+    let constructed = construct(problem, config.attempts, stream)
+        .map(|centers| Candidate::judged(problem, centers));
+    match constructed {
+        Some(other) if other.violated.len() < repaired.violated.len() => other,
+        _ => repaired,
+    }
 }
 
 /// Candidates best first: fewest broken relations, then the balance of the picture (distance of
@@ -232,15 +264,11 @@ fn start(problem: &Problem, stream: &mut Stream) -> Vec<[f64; 2]> {
 pub fn langevin(problem: &Problem, config: &SolveConfig, stream: &mut Stream) -> Vec<[f64; 2]> {
     let mut centers = start(problem, stream);
     let mut energy = Energy::default();
-    // Crowds get more steps, and their objects pass through each other at first.
-    let steps = config.steps * problem.len().div_ceil(CROWD).min(5);
-    let total = steps.max(1) as f64;
-    for step in 0..steps {
-        let done = step as f64 / total;
+    for step in 0..config.steps {
+        let done = step as f64 / config.steps as f64;
         let noise = if done < 0.8 { config.noise * (1.0 - done).powi(2) } else { 0.0 };
-        energy.separation = if problem.len() > CROWD { (2.0 * done).min(1.0) } else { 1.0 };
         energy.compute(problem, &centers);
-        if energy.value == 0.0 && energy.separation == 1.0 {
+        if energy.value == 0.0 {
             break;
         }
         energy.step(&mut centers, config.step_size);
@@ -287,7 +315,7 @@ pub fn repair(
         }
     }
     let mut energy = Energy::default();
-    for _ in 0..config.repairs * problem.len().div_ceil(CROWD) {
+    for _ in 0..config.repairs {
         let broken = violations(problem, &problem.rects(centers));
         if broken.is_empty() {
             return;

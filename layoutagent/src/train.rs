@@ -139,20 +139,11 @@ pub fn loss(model: &Denoiser, batch: &Batch, pose: &Tensor, noise: &Tensor) -> R
     Ok(ops::mean_squared_error(&model.forward(batch, pose)?, noise)?)
 }
 
-/// What training leaves: networks and the loss curve.
-#[derive(Debug)]
-pub struct Trained {
-    /// The networks' tensors.
-    pub parameters: Parameters,
-    /// (update, mean loss since the last entry).
-    pub history: Vec<(usize, f64)>,
-}
-
 /// Slices of a batch whose gradients are added; fixed, so that threads don't change a run.
 const SLICES: usize = 2;
 
-/// Trains new networks from `seed` with `threads` workers; `progress` hears of every entry of the
-/// history.
+/// Trains new networks from `seed` with `threads` workers; `progress` hears of the update and the mean
+/// loss since the last time, a hundred times in all.
 ///
 /// # Errors
 /// Interrupts, and gradients that are not finite.
@@ -161,7 +152,7 @@ pub fn train(
     seed: Seed,
     threads: usize,
     mut progress: impl FnMut(usize, f64),
-) -> Result<Trained> {
+) -> Result<Parameters> {
     let mut builder = Builder::seeded(seed);
     let model = Denoiser::new(&mut builder, config.width)?;
     let parameters = builder.finish();
@@ -175,7 +166,6 @@ pub fn train(
         .map(|index| Example::new(&worlds::world(2 + index % counts, &mut stream)))
         .collect();
     let mut draws = seed.stream("train/draws");
-    let mut history = Vec::new();
     let (mut sum, mut since) = (0.0, 0);
     let every = (config.updates / 100).max(1);
     for update in 1..=config.updates {
@@ -199,12 +189,11 @@ pub fn train(
         sum += value;
         since += 1;
         if update % every == 0 {
-            history.push((update, sum / f64::from(since)));
             progress(update, sum / f64::from(since));
             (sum, since) = (0.0, 0);
         }
     }
-    Ok(Trained { parameters, history })
+    Ok(parameters)
 }
 
 /// Cosine decay to 2 % after a warm-up of 200 updates.

@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
-use common::Result;
+use common::llm::{Llm, LlmOptions, LlmSpec};
 use common::optim::Workers;
 use common::report::{Figure, Report, Role, Row};
 use common::rng::Seed;
+use common::{Error, Result};
 use image::RgbaImage;
 
 use super::{Parts, mean_row};
 use crate::agent::{Scene, scene_of_text};
+use crate::baselines::llm_layout;
 use crate::eval;
 use crate::language::product_scenes;
 use crate::layout::Problem;
@@ -38,6 +40,7 @@ pub(super) fn run(parts: &Parts<'_>, report: &mut Report) -> Result<()> {
         (Solver::Hybrid, Role::Ours),
         (Solver::Learned, Role::Paper),
         (Solver::Analytic, Role::Baseline),
+        (Solver::Construct, Role::Baseline),
         (Solver::Reject, Role::Control),
     ];
     for (solver, role) in solvers {
@@ -56,6 +59,51 @@ pub(super) fn run(parts: &Parts<'_>, report: &mut Report) -> Result<()> {
         if solver == Solver::Hybrid {
             draw(parts, report, &prepared, &best)?;
         }
+    }
+    language_model(parts, report, &prepared)
+}
+
+/// Boxes by a small local language model in the manner of LayoutGPT, on the first scenes.
+fn language_model(
+    parts: &Parts<'_>,
+    report: &mut Report,
+    prepared: &[(Scene, Vec<RgbaImage>, &str)],
+) -> Result<()> {
+    let count = parts.config.bench.llm_scenes.min(prepared.len());
+    if count == 0 {
+        return Ok(());
+    }
+    let spec: LlmSpec = "gguf:smollm2-135m-instruct".parse()?;
+    let llm = Llm::open(&spec, &LlmOptions::new(parts.context.assets.clone()))?;
+    let mut stream = Seed::new(parts.seed).stream("bench/products/llm");
+    let (mut verified, mut held) = (Vec::new(), Vec::new());
+    for (scene, ..) in &prepared[..count] {
+        // an answer that is no layout solves nothing
+        let layout = match llm_layout(&llm, scene) {
+            Ok(layout) => layout,
+            Err(Error::LlmOutput(_)) => {
+                verified.push(0.0);
+                held.push(0.0);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        verified.push(f64::from(u8::from(layout.is_verified())));
+        let mut csr = eval::Csr::default();
+        csr.add(&scene.problem, &scene.problem.rects(&layout.centers));
+        held.push(csr.overall().share());
+    }
+    for (metric, values) in [("verified", verified), ("CSR", held)] {
+        let row = Row {
+            claim: "layouts respect the scene graph".into(),
+            dataset: format!("product scenes, the first {count}"),
+            method: "LLM (SmolLM2-135M, LayoutGPT's way)".into(),
+            role: Role::Baseline,
+            metric: metric.into(),
+            note: Some("one answer a scene, held to a JSON schema; a very small model".into()),
+            ..Row::default()
+        };
+        report.rows.push(mean_row(row, &values, parts.config.bench.resamples, &mut stream));
     }
     Ok(())
 }

@@ -120,23 +120,16 @@ impl Run<'_> {
         // the hybrid solver goes on from the same samples
         let hybrid = self.parts.solver(Solver::Hybrid);
         let started = Instant::now();
-        let refined: Vec<Vec<Candidate>> = set
-            .iter()
-            .zip(samples)
-            .enumerate()
-            .map(|(id, (world, chains))| {
-                let chains = chains.into_iter().enumerate();
-                chains
-                    .map(|(chain, candidate)| {
-                        let mut stream =
-                            Seed::new(self.parts.seed).stream(&format!("repair/{id}/{chain}"));
-                        refine(&world.problem, candidate.centers, &hybrid, &mut stream)
-                    })
-                    .collect()
-            })
-            .collect();
+        let seed = Seed::new(self.parts.seed);
+        let refined = self.workers.map(set.len(), |id| {
+            let chains = samples[id].iter().enumerate().map(|(chain, candidate)| {
+                let mut stream = seed.stream(&format!("repair/{id}/{chain}"));
+                refine(&set[id].problem, candidate.centers.clone(), &hybrid, &mut stream)
+            });
+            Ok(chains.collect::<Vec<_>>())
+        })?;
         let total = seconds + started.elapsed().as_secs_f64();
-        let note = "the learned samples, then hinge energies and repair".to_owned();
+        let note = "the learned samples, then hinge energies, repair, construction".to_owned();
         let method = Method { name: "hybrid", role: Role::Ours, published: None, note };
         self.rows(dataset, objects, set, &refined, total, &method);
         let calls = reverse.sample.calls(train.steps);
@@ -154,6 +147,13 @@ impl Run<'_> {
                 Role::Baseline,
                 None,
                 "hinge energies, Langevin noise and repair; nothing learned".to_owned(),
+            ),
+            (
+                self.parts.solver(Solver::Construct),
+                "construct",
+                Role::Baseline,
+                None,
+                "difference constraints with propagation and restarts; nothing learned".to_owned(),
             ),
             (
                 self.parts.solver(Solver::Reject),
@@ -264,7 +264,7 @@ impl Run<'_> {
             sample: SampleConfig { inner, inner_at_last, ..learned.sample.clone() },
             ..learned.clone()
         };
-        let bare = |solver| SolveConfig { repairs: 0, ..self.parts.solver(solver) };
+        let bare = |solver| SolveConfig { repairs: 0, attempts: 0, ..self.parts.solver(solver) };
         let runs = [
             (sample(Inner::Ula, false), "learned, ULA", Role::Paper, "as above"),
             (
@@ -323,13 +323,17 @@ impl Run<'_> {
                     sparse(world, 0.3, &mut stream)
                 })
                 .collect();
-            let config = SolveConfig { candidates: 1, ..self.parts.solver(Solver::Analytic) };
-            let (solved, seconds) = self.solve(&set, &config, self.parts.sampler)?;
             let relations = set.iter().map(|w| w.problem.edges.len()).sum::<usize>() / SCENES;
-            let note = format!("{relations} relations a scene, cfree pairs among them");
-            let method = Method { name: "analytic", role: Role::Ours, published: None, note };
             let dataset = format!("crowds, {objects} objects, 30 % of the relations");
-            self.rows(&dataset, None, &set, &solved, seconds, &method);
+            for (solver, role) in
+                [(Solver::Construct, Role::Ours), (Solver::Analytic, Role::Baseline)]
+            {
+                let config = SolveConfig { candidates: 1, ..self.parts.solver(solver) };
+                let (solved, seconds) = self.solve(&set, &config, self.parts.sampler)?;
+                let note = format!("{relations} relations a scene, cfree pairs among them");
+                let method = Method { name: solver.name(), role, published: None, note };
+                self.rows(&dataset, None, &set, &solved, seconds, &method);
+            }
         }
         Ok(())
     }

@@ -52,6 +52,9 @@ pub struct PlanArgs {
     /// Let the language model of --llm write the boxes too (verified like all others)
     #[arg(long)]
     llm_layout: bool,
+    /// Picture of an object for the model of --llm to see, PNG or JPEG; may be repeated
+    #[arg(long, value_name = "FILE", requires = "text")]
+    picture: Vec<PathBuf>,
     /// Folder for layouts.json, scene.json and the overlays
     #[arg(long, default_value = "layout")]
     to: PathBuf,
@@ -94,7 +97,10 @@ fn scene_file(plan: &PlanArgs, llm: Option<&Llm>) -> Result<SceneFile> {
         (None, None, text) => {
             let text = text.as_deref().unwrap_or_default();
             match llm {
-                Some(llm) => scene_of_llm(llm, text, plan.canvas)?,
+                Some(llm) => scene_of_llm(llm, text, &plan.picture, plan.canvas)?,
+                None if !plan.picture.is_empty() => {
+                    return Err(Error::usage("--picture needs --llm SPEC, a model that sees"));
+                }
                 None => scene_of_text(text, &plan.setting, plan.canvas)?,
             }
         }

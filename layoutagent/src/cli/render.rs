@@ -8,9 +8,10 @@ use common::{Error, Result, files};
 use super::assets_of;
 use crate::plan::Plan;
 use crate::relations::violations;
-use crate::render::cutout::Collection;
+use crate::render::cutout::{self, Collection};
 use crate::render::files::{overlay, png};
 use crate::render::{background, compose, identity_error, place};
+use crate::segment::{self, Prompt};
 
 /// Arguments of `render`.
 #[derive(Debug, clap::Args)]
@@ -75,4 +76,46 @@ pub(super) fn render(render: &RenderArgs, args: &CommonArgs) -> Result<String> {
         return common::cli::text::json(&layers);
     }
     Ok(format!("{} ({words})\n", to.join("scene.png").display()))
+}
+
+/// Arguments of `cut`.
+#[derive(Debug, clap::Args)]
+pub struct CutArgs {
+    /// Picture, PNG or JPEG
+    picture: PathBuf,
+    /// Box around the object: left, top, width and height in shares of the picture
+    #[arg(long, value_name = "X,Y,W,H", value_parser = numbers::<4>)]
+    r#box: Option<[f64; 4]>,
+    /// A point of the object, in shares of the picture, instead of a box
+    #[arg(long, value_name = "X,Y", value_parser = numbers::<2>, conflicts_with = "box",
+          required_unless_present = "box")]
+    point: Option<[f64; 2]>,
+    /// PNG with alpha to write
+    #[arg(long, default_value = "cutout.png")]
+    to: PathBuf,
+}
+
+fn numbers<const N: usize>(text: &str) -> Result<[f64; N], String> {
+    let values: Option<Vec<f64>> = text
+        .split(',')
+        .map(|part| part.trim().parse().ok().filter(|v: &f64| (0.0..=1.0).contains(v)))
+        .collect();
+    let values = values.and_then(|values| values.try_into().ok());
+    values.ok_or_else(|| format!("expected {N} numbers from 0 to 1 with commas between"))
+}
+
+/// `cut`: cuts one object out of a picture.
+pub(super) fn cut(cut: &CutArgs) -> Result<String> {
+    let object = match (cut.r#box, cut.point) {
+        (Some(rect), _) => cutout::cut(&cut.picture, rect)?,
+        (None, point) => {
+            let image = cutout::decode(&cut.picture)?;
+            let [x, y] = point.unwrap_or([0.5, 0.5]);
+            let at = [x * f64::from(image.width()), y * f64::from(image.height())];
+            segment::cut_out(&segment::bundled()?, &image, Prompt::Point(at))
+                .map_err(|error| error.in_file(&cut.picture))?
+        }
+    };
+    files::atomic_write(&cut.to, &png(&object, &[("Software", "layoutagent")])?)?;
+    Ok(format!("{}: {} x {} pixels\n", cut.to.display(), object.width(), object.height()))
 }

@@ -58,6 +58,10 @@ pub struct ObjectSpec {
     /// Cut-out with alpha (PNG); a known picture of the phrase when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
+    /// The object's box in `image`, `[x, y, w, h]` in shares of that image, y down: the segmentation
+    /// network cuts the object out. Without it the image's alpha is the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<[f64; 4]>,
     /// Real-world width and height in metres; the size table when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_m: Option<[f64; 2]>,
@@ -151,13 +155,19 @@ impl SceneFile {
             {
                 return refuse(format!("size_m {size:?} of {id:?}"), "0.0001 to 10000 metres");
             }
-            if let Some([x, y, w, h]) = object.place {
+            for (field, of) in [("box", "canvas"), ("cut", "image")] {
+                let rect = if field == "box" { object.place } else { object.cut };
+                let Some([x, y, w, h]) = rect else { continue };
                 let inside = x >= 0.0 && y >= 0.0 && x + w <= 1.0 + 1e-9 && y + h <= 1.0 + 1e-9;
                 if !(inside && w > 0.0 && h > 0.0) {
-                    let expected =
-                        "[x, y, w, h] in shares of the canvas, inside it, width and height above 0";
-                    return refuse(format!("box {:?} of {id:?}", [x, y, w, h]), expected);
+                    let expected = format!(
+                        "[x, y, w, h] in shares of the {of}, inside it, width and height above 0"
+                    );
+                    return refuse(format!("{field} {:?} of {id:?}", [x, y, w, h]), &expected);
                 }
+            }
+            if object.cut.is_some() && object.image.is_none() {
+                return refuse(format!("cut of {id:?} without an image"), "an image to cut from");
             }
         }
         if self.relations.len() > 100 * MOST_OBJECTS {

@@ -25,7 +25,7 @@ const COMMON: f64 = 0.15;
 const CALM: f64 = 3.0;
 
 /// Energy and its gradient with respect to the centres.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Energy {
     /// Σ squared violations.
     pub value: f64,
@@ -33,15 +33,6 @@ pub struct Energy {
     pub gradient: Vec<[f64; 2]>,
     /// Violated hinges that pull at each object.
     pub active: Vec<u32>,
-    /// Weight of cfree and away-from from 0 to 1: while they are weak, objects pass through each
-    /// other.
-    pub separation: f64,
-}
-
-impl Default for Energy {
-    fn default() -> Self {
-        Self { value: 0.0, gradient: Vec::new(), active: Vec::new(), separation: 1.0 }
-    }
 }
 
 const X: usize = 0;
@@ -136,7 +127,7 @@ impl Energy {
 
     /// Keeps |delta| above `limit`.
     fn apart(&mut self, pair: &Pair, axis: usize, limit: f64) {
-        let violation = (limit - pair.delta[axis].abs()) * self.separation;
+        let violation = limit - pair.delta[axis].abs();
         self.hinge(pair.a, Some(pair.b), axis, -pair.sign(axis), violation);
     }
 

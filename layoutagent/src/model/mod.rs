@@ -4,3 +4,4 @@ pub mod denoiser;
 pub mod energy;
 pub mod sampler;
 pub mod schedule;
+pub mod segmenter;

@@ -8,6 +8,7 @@ use image::{GenericImageView, ImageReader, Limits, Rgba, RgbaImage};
 
 use crate::data::scene::SceneFile;
 use crate::language::objects;
+use crate::segment::{self, Prompt};
 
 /// Pixels of a drawn cut-out.
 const SIZE: u32 = 384;
@@ -62,7 +63,10 @@ impl Collection {
     /// [`Error::Data`] that names an image file that is no usable picture.
     pub fn of_scene(&self, scene: &SceneFile) -> Result<Vec<RgbaImage>> {
         let one = |object: &crate::data::scene::ObjectSpec| match &object.image {
-            Some(path) => read(path),
+            Some(path) => match object.cut {
+                Some(rect) => cut(path, rect),
+                None => read(path),
+            },
             None => self.draw(object.phrase.as_deref().unwrap_or(&object.id)),
         };
         scene.objects.iter().map(one).collect()
@@ -74,15 +78,13 @@ pub fn aspects(cutouts: &[RgbaImage]) -> Vec<Option<f64>> {
     cutouts.iter().map(|c| Some(f64::from(c.width()) / f64::from(c.height()))).collect()
 }
 
-/// Reads a PNG or JPEG as a cut-out. Pictures over 8192 pixels a side or 256 MB are refused.
+const EXPECTED: &str = "a PNG or JPEG of at most 8192 pixels a side with visible pixels";
+
+/// Reads a PNG or JPEG. Pictures over 8192 pixels a side or 256 MB are refused.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Data`] for what is no picture, is too large, or is wholly transparent.
-pub fn read(path: &Path) -> Result<RgbaImage> {
-    let bad = |found: String| {
-        Error::data(found, "a PNG or JPEG of at most 8192 pixels a side with visible pixels")
-            .in_file(path)
-    };
+/// [`Error::Io`]; [`Error::Data`] for what is no picture or is too large.
+pub fn decode(path: &Path) -> Result<RgbaImage> {
     let mut reader = ImageReader::open(path)
         .map_err(Error::io(path))?
         .with_guessed_format()
@@ -92,12 +94,32 @@ pub fn read(path: &Path) -> Result<RgbaImage> {
     limits.max_image_height = Some(8192);
     limits.max_alloc = Some(256 << 20);
     reader.limits(limits);
-    let image = reader.decode().map_err(|error| bad(error.to_string()))?.to_rgba8();
-    tight(&image).ok_or_else(|| bad("a wholly transparent picture".into()))
+    let decoded = reader.decode();
+    Ok(decoded.map_err(|error| Error::data(error.to_string(), EXPECTED).in_file(path))?.to_rgba8())
+}
+
+/// Reads a PNG or JPEG as a cut-out: what is visible is the object.
+///
+/// # Errors
+/// Those of [`decode`]; [`Error::Data`] for a wholly transparent picture.
+pub fn read(path: &Path) -> Result<RgbaImage> {
+    tight(&decode(path)?)
+        .ok_or_else(|| Error::data("a wholly transparent picture", EXPECTED).in_file(path))
+}
+
+/// Cuts the object in a box (shares of the picture, y down) out of a picture file.
+///
+/// # Errors
+/// Those of [`decode`] and [`segment::cut_out`].
+pub fn cut(path: &Path, [x, y, w, h]: [f64; 4]) -> Result<RgbaImage> {
+    let image = decode(path)?;
+    let (width, height) = (f64::from(image.width()), f64::from(image.height()));
+    let prompt = Prompt::Box([x * width, y * height, (x + w) * width, (y + h) * height]);
+    segment::cut_out(&segment::bundled()?, &image, prompt).map_err(|error| error.in_file(path))
 }
 
 /// The part with visible pixels; `None` when there is none.
-fn tight(image: &RgbaImage) -> Option<RgbaImage> {
+pub(crate) fn tight(image: &RgbaImage) -> Option<RgbaImage> {
     let visible = || image.enumerate_pixels().filter(|(_, _, pixel)| pixel.0[3] >= VISIBLE);
     let (left, right) = (visible().map(|p| p.0).min()?, visible().map(|p| p.0).max()?);
     let (top, bottom) = (visible().map(|p| p.1).min()?, visible().map(|p| p.1).max()?);

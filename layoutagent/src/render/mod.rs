@@ -90,7 +90,7 @@ fn pixels(frame: Frame, rect: Rect, canvas: [u32; 2]) -> [f64; 4] {
 }
 
 /// Resizes with colours weighted by alpha, so transparent pixels do not bleed in.
-fn resize(image: &RgbaImage, width: u32, height: u32) -> RgbaImage {
+pub(crate) fn resize(image: &RgbaImage, width: u32, height: u32) -> RgbaImage {
     let mut weighted = image.clone();
     for Rgba([r, g, b, a]) in weighted.pixels_mut() {
         for channel in [r, g, b] {

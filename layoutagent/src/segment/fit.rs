@@ -29,7 +29,7 @@ pub struct SegmentConfig {
 
 impl Default for SegmentConfig {
     fn default() -> Self {
-        Self { updates: 1_500, batch: 16, learning_rate: 3e-3, drawings: 800 }
+        Self { updates: 400, batch: 16, learning_rate: 3e-3, drawings: 800 }
     }
 }
 

@@ -251,7 +251,7 @@ pub fn cut_out(model: &Segmenter, image: &RgbaImage, prompt: Prompt) -> Result<R
     parts.retain(|part| part.len() * 50 >= all);
     let kept: usize = parts.iter().map(Vec::len).sum();
     let share = kept as f64 / (window.side * window.side).min((width * height) as f64);
-    if kept == 0 || share < 0.01 || share > 0.98 || parts.len() > 3 {
+    if kept == 0 || !(0.01..=0.98).contains(&share) || parts.len() > 3 {
         return Err(Error::data(
             format!(
                 "a mask of {} parts over {:.1} % of the neighbourhood",

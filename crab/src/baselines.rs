@@ -1,6 +1,8 @@
 //! The methods compared with, all as lists of recommended items per case, and the two decoding
 //! variants of ours that need no training.
 
+use std::collections::BTreeMap;
+
 use common::Result;
 use common::recommend::{Bpr, Gru4rec, ItemKnn, Markov, Popularity, Sasrec};
 
@@ -31,12 +33,8 @@ pub fn popularity(data: &Dataset, cases: &[Case]) -> Result<Lists> {
 }
 
 /// First-order Markov chain of the training sequences, filled up by popularity.
-///
-/// # Errors
-/// None on a valid data set.
-pub fn markov(data: &Dataset, cases: &[Case]) -> Result<Lists> {
-    let model = Markov::fit(&data.train, data.items())?;
-    Ok(lists(data, cases, |case| model.scores(&case.history)))
+pub fn markov(data: &Dataset, cases: &[Case], model: &Markov) -> Lists {
+    lists(data, cases, |case| model.scores(&case.history))
 }
 
 /// Item-based nearest neighbours.
@@ -90,60 +88,82 @@ fn sequence(
 
 /// The first items of what a generator found, seen ones left out.
 pub fn generated(data: &Dataset, cases: &[Case], ranked: &[Ranked]) -> Lists {
-    reranked(data, cases, ranked, |_, log| log)
-}
-
-/// Popularity-aware decoding (ours, after the logit adjustment of Menon et al. 2021): the found
-/// items in order of `log p(i) − alpha · ln(1 + freq(i))`.
-pub fn adjusted(
-    data: &Dataset,
-    cases: &[Case],
-    ranked: &[Ranked],
-    counts: &[u64],
-    alpha: f64,
-) -> Lists {
-    reranked(data, cases, ranked, |item, log| log - alpha * (counts[item as usize] as f64).ln_1p())
-}
-
-fn reranked(
-    data: &Dataset,
-    cases: &[Case],
-    ranked: &[Ranked],
-    score: impl Fn(u32, f64) -> f64,
-) -> Lists {
-    cases
-        .iter()
-        .zip(ranked)
-        .map(|(case, found)| {
-            let masked = masked(data, case);
-            let mut scored: Vec<(u32, f64)> = found
-                .iter()
-                .filter(|(item, _)| !masked.contains(item))
-                .map(|&(item, log)| (item, score(item, log)))
-                .collect();
-            // a stable sort: ties stay in the beam's order
-            scored.sort_by(|a, b| b.1.total_cmp(&a.1));
-            scored.into_iter().take(KEPT).map(|(item, _)| item).collect()
-        })
-        .collect()
-}
-
-/// The generator mixed with training transitions (ours): `(1 − share) · p(i | history) + share ·
-/// q(i | last item)`, where q are the Markov chain's transition shares. The generator knows the
-/// history, the chain knows exact pairs.
-///
-/// # Errors
-/// None on a valid data set.
-pub fn mixed(data: &Dataset, cases: &[Case], ranked: &[Ranked], share: f64) -> Result<Lists> {
-    let model = Markov::fit(&data.train, data.items())?;
     let list = |(case, found): (&Case, &Ranked)| {
-        let mut scores = model.scores(&case.history);
-        let total: f32 = scores.iter().sum();
-        scores.iter_mut().for_each(|score| *score *= share as f32 / total.max(f32::MIN_POSITIVE));
-        for &(item, log) in found {
-            scores[item as usize] += ((1.0 - share) * log.exp()) as f32;
-        }
-        top(&scores, KEPT, masked(data, case))
+        let masked = masked(data, case);
+        let fresh = found.iter().map(|&(item, _)| item).filter(|item| !masked.contains(item));
+        fresh.take(KEPT).collect()
     };
-    Ok(cases.iter().zip(ranked).map(list).collect())
+    cases.iter().zip(ranked).map(list).collect()
+}
+
+/// How [`rescored`] changes a generator's order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rescoring {
+    /// Strength α of the popularity-aware prior.
+    pub alpha: f64,
+    /// Share β of the transition counts.
+    pub share: f64,
+}
+
+/// Two changes of ours to the ranking that need no training. A mixture with the Markov chain, `m(i)
+/// = (1 − β) · p(i | history) + β · q(i | last item)`: the generator knows the history, the chain
+/// knows exact pairs. And popularity-aware decoding (after the logit adjustment of Menon et al.
+/// 2021): items in order of `ln m(i) − α · ln(1 + freq(i))`.
+pub fn rescored(
+    data: &Dataset,
+    cases: &[Case],
+    ranked: &[Ranked],
+    markov: &Markov,
+    counts: &[u64],
+    rescoring: Rescoring,
+) -> Lists {
+    let Rescoring { alpha, share } = rescoring;
+    let list = |(case, found): (&Case, &Ranked)| {
+        let masked = masked(data, case);
+        let mut scores: BTreeMap<u32, f64> =
+            found.iter().map(|&(item, log)| (item, (1.0 - share) * log.exp())).collect();
+        if share > 0.0 {
+            let transitions = markov.scores(&case.history);
+            let total: f64 = transitions.iter().map(|&score| f64::from(score)).sum();
+            for (item, &score) in transitions.iter().enumerate().filter(|(_, score)| **score > 0.0)
+            {
+                *scores.entry(item as u32).or_insert(0.0) += share * f64::from(score) / total;
+            }
+        }
+        let prior = |item: u32| alpha * (counts[item as usize] as f64).ln_1p();
+        let mut order: Vec<(u32, f64)> = scores
+            .into_iter()
+            .filter(|(item, _)| !masked.contains(item))
+            .map(|(item, score)| (item, score.ln() - prior(item)))
+            .collect();
+        order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        order.into_iter().take(KEPT).map(|(item, _)| item).collect()
+    };
+    cases.iter().zip(ranked).map(list).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rescoring_by_hand() {
+        let mut data = crate::data::synthetic(4, 3, 2, common::rng::Seed::new(1));
+        data.train = vec![vec![0, 3], vec![0, 3], vec![1, 2]];
+        let cases = [Case { user: None, history: vec![0], target: 3 }];
+        let ranked = vec![vec![(1, 0.5f64.ln()), (2, 0.3f64.ln()), (3, 0.2f64.ln())]];
+        let markov = Markov::fit(&data.train, 4).unwrap();
+        let counts = [2, 40, 1, 2];
+        let list = |alpha, share| {
+            let rescoring = Rescoring { alpha, share };
+            rescored(&data, &cases, &ranked, &markov, &counts, rescoring)[0].clone()
+        };
+        assert_eq!(list(0.0, 0.0), [1, 2, 3]);
+        assert_eq!(list(0.0, 0.0), generated(&data, &cases, &ranked)[0]);
+        // 0.5 / 41^0.5 = 0.078, 0.3 / 2^0.5 = 0.212, 0.2 / 3^0.5 = 0.115
+        assert_eq!(list(0.5, 0.0), [2, 3, 1]);
+        // the chain saw 0 → 3 twice
+        assert_eq!(list(0.0, 0.9)[0], 3);
+    }
 }

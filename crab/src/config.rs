@@ -84,9 +84,11 @@ impl Default for TokenizerConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VectorSource {
-    /// MiniLM embeddings of the texts.
+    /// MiniLM embeddings of the texts, projected onto their main directions.
     #[default]
     Text,
+    /// Words of the texts (TF-IDF), projected onto their main directions; needs no model.
+    Words,
     /// A random projection of who interacted with what; needs no text and no model.
     Interactions,
 }
@@ -152,6 +154,10 @@ pub struct BenchDataset {
     pub cases: usize,
     /// From items to semantic IDs.
     pub tokenizer: TokenizerConfig,
+    /// Take the semantic IDs that come with the data instead, where there are any.
+    pub released_sids: bool,
+    /// Also run further tokenizers (RQ-VAE, LETTER) and further settings of CRAB.
+    pub extras: bool,
     /// The generator.
     pub generator: GeneratorOptions,
     /// Its training.
@@ -171,10 +177,12 @@ impl Default for BenchDataset {
             users: 0,
             cases: 0,
             tokenizer: TokenizerConfig::default(),
+            released_sids: false,
+            extras: false,
             generator: GeneratorOptions::default(),
             train: TrainOptions::default(),
             fine_tune: TrainOptions::fine_tuning(),
-            beams: 30,
+            beams: 20,
             baselines: BaselineConfig::default(),
         }
     }
@@ -203,12 +211,23 @@ impl BenchDataset {
         }
         baselines.sasrec.dropout = 0.3;
         baselines.bpr.mask_history = false;
-        Self { baselines, ..Self::default() }
+        let tokenizer =
+            TokenizerConfig { vectors: VectorSource::Words, ..TokenizerConfig::default() };
+        let train = TrainOptions { epochs: 24, evaluate_every: 6, ..TrainOptions::default() };
+        let fine_tune = TrainOptions { epochs: 4, ..TrainOptions::fine_tuning() };
+        Self { tokenizer, extras: true, train, fine_tune, baselines, ..Self::default() }
     }
 
     fn movielens() -> Self {
+        let mut baselines = BaselineConfig::default();
+        for training in [&mut baselines.sasrec.training, &mut baselines.gru4rec.training] {
+            training.learning_rate = 2e-3;
+            training.epochs = 40;
+            training.patience = 2;
+        }
         Self {
             name: BenchData::Movielens,
+            baselines,
             generator: GeneratorOptions {
                 width: 64,
                 heads: 2,
@@ -216,8 +235,8 @@ impl BenchDataset {
                 history: 20,
                 ..GeneratorOptions::default()
             },
-            train: TrainOptions { epochs: 12, evaluate_every: 4, ..TrainOptions::default() },
-            fine_tune: TrainOptions { epochs: 3, ..TrainOptions::fine_tuning() },
+            train: TrainOptions { epochs: 4, evaluate_every: 2, ..TrainOptions::default() },
+            fine_tune: TrainOptions { epochs: 1, ..TrainOptions::fine_tuning() },
             beams: 100,
             ..Self::default()
         }

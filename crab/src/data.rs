@@ -17,6 +17,8 @@ use common::data::{ReadOptions, Table};
 use common::rng::Seed;
 use common::{Error, Result};
 
+use crate::sid::SidTable;
+
 /// One prediction task: what came before, what came next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
@@ -45,6 +47,8 @@ pub struct Dataset {
     pub test: Vec<Case>,
     /// Whether an item of the history may be recommended again.
     pub repeats: bool,
+    /// Semantic IDs that come with the data.
+    pub released: Option<SidTable>,
     /// What readers of a table must know about the data.
     pub note: String,
 }
@@ -137,6 +141,7 @@ pub fn movielens(assets: &Assets) -> Result<Dataset> {
         valid,
         test,
         repeats: false,
+        released: None,
         note: String::new(),
     })
 }
@@ -189,6 +194,12 @@ pub fn industrial(assets: &Assets) -> Result<Dataset> {
     };
     let valid = cases("valid.csv")?;
     let test = cases("test.csv")?;
+    let index = folder.join("index.json");
+    let (coded, released) = SidTable::read_index(&index)?;
+    if coded != ids {
+        let found = format!("semantic IDs of {} items", coded.len());
+        return Err(Error::data(found, "those of the items of item.json").in_file(&index));
+    }
     Ok(Dataset {
         name: "Industrial".into(),
         ids,
@@ -197,6 +208,7 @@ pub fn industrial(assets: &Assets) -> Result<Dataset> {
         valid,
         test,
         repeats: true,
+        released: Some(released),
         note: "The paper's test rows and catalogue; training rows reconstructed from histories, \
                29 % of the paper's."
             .into(),
@@ -230,9 +242,13 @@ pub fn beauty(assets: &Assets) -> Result<Dataset> {
         valid,
         test,
         repeats: true,
+        released: None,
         note: "No item texts: semantic IDs come from co-occurrence.".into(),
     })
 }
+
+/// Characters of a description that count; the rest is mostly boilerplate.
+const DESCRIPTION: usize = 400;
 
 /// Items of MiniOneRec's `item.json`: id → title, brand, description.
 fn read_items_json(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
@@ -245,7 +261,10 @@ fn read_items_json(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
         .into_iter()
         .map(|(id, item)| {
             let field = |name: &str| item[name].as_str().unwrap_or("").trim().to_owned();
-            (id, format!("{}. {}", field("title"), field("brand")))
+            let bare = field("description");
+            let description = bare.trim_matches(['[', ']', '\'', '"']).chars().take(DESCRIPTION);
+            let description: String = description.collect();
+            (id, format!("{}. {}. {description}", field("title"), field("brand")))
         })
         .collect();
     // numbers in their own order, other ids by name
@@ -308,6 +327,7 @@ pub fn read_events(events: &Path, items: Option<&Path>, repeats: bool) -> Result
         valid,
         test,
         repeats,
+        released: None,
         note: String::new(),
     })
 }
@@ -368,6 +388,7 @@ pub fn synthetic(items: usize, users: usize, clusters: usize, seed: Seed) -> Dat
         valid,
         test,
         repeats: true,
+        released: None,
         note: "Synthetic.".into(),
     }
 }

@@ -76,17 +76,19 @@ fn decode_rows(
     let (state, prefix) = model.read(&batch)?;
     let mut state = state.unsqueeze(1)?; // (rows, beams, width)
     let root = Beam { parent: 0, code: 0, node: 0, sum: 0.0 };
-    let mut live: Vec<Vec<Beam>> = vec![vec![root]; rows.len()];
+    let mut open: Vec<Vec<Beam>> = vec![vec![root]; rows.len()];
+    // a prefix of a single item: all codes that follow are forced and have probability 1
+    let mut done: Vec<Vec<Beam>> = vec![Vec::new(); rows.len()];
     let mut cache = BeamCache::default();
     for level in 0..trie.levels() {
         if level > 0 {
-            state = step(model, &prefix, &mut cache, level - 1, &live)?;
+            state = step(model, &prefix, &mut cache, level - 1, &open)?;
         }
         let beams = state.dim(1)?;
         let logits = model.logits(&state, level)?.flatten_to(1)?.to_vec2::<f32>()?;
-        for (row, live) in live.iter_mut().enumerate() {
-            let mut next = Vec::new();
-            for (at, beam) in live.iter().enumerate() {
+        for (row, (open, done)) in open.iter_mut().zip(&mut done).enumerate() {
+            let mut next = std::mem::take(done);
+            for (at, beam) in open.iter().enumerate() {
                 extend(&mut next, trie, at, beam, &logits[row * beams + at], options.renormalise);
             }
             let order = |a: &Beam, b: &Beam| b.sum.total_cmp(&a.sum).then(a.node.cmp(&b.node));
@@ -95,20 +97,22 @@ fn decode_rows(
                 next.truncate(options.beams);
             }
             next.sort_unstable_by(order);
-            *live = next;
+            let ended = |beam: &Beam| options.renormalise && trie.item(beam.node).is_some();
+            (*done, *open) = next.into_iter().partition(ended);
+        }
+        if open.iter().all(Vec::is_empty) {
+            break;
         }
     }
-    live.into_iter()
-        .map(|beams| {
-            beams
-                .into_iter()
-                .map(|beam| match trie.item(beam.node) {
-                    Some(item) => Ok((item, beam.sum)),
-                    None => Err(Error::Bug("a beam ended on an id without an item".into())),
-                })
-                .collect()
-        })
-        .collect()
+    let items = |beams: Vec<Beam>| {
+        let item = |beam: Beam| match trie.item(beam.node) {
+            Some(item) => Ok((item, beam.sum)),
+            None => Err(Error::Bug("a beam ended on an id without an item".into())),
+        };
+        beams.into_iter().map(item).collect()
+    };
+    let rest = if options.renormalise { done } else { open };
+    rest.into_iter().map(items).collect()
 }
 
 /// Feeds the beams' codes; rows with fewer beams are filled up with their first one.
@@ -117,11 +121,11 @@ fn step(
     prefix: &crate::model::generator::Prefix,
     cache: &mut BeamCache,
     level: usize,
-    live: &[Vec<Beam>],
+    open: &[Vec<Beam>],
 ) -> Result<Tensor> {
-    let beams = live.iter().map(Vec::len).max().unwrap_or(0).max(1);
+    let beams = open.iter().map(Vec::len).max().unwrap_or(0).max(1);
     let (mut codes, mut parents) = (Vec::new(), Vec::new());
-    for row in live {
+    for row in open {
         for at in 0..beams {
             let beam = row.get(at).or(row.first());
             codes.push(beam.map_or(0, |beam| beam.code));

@@ -23,9 +23,9 @@
 //! | Eq. 10, L_Rec + γ L_T | [`train::fine_tune`] |
 //! | §3.3, decoding constrained by the trie | [`mod@decode`], [`model::trie::Trie`] |
 //! | §8, MGU and DGU | [`eval::mgu`], [`eval::dgu`] |
-//! | §3.4 and 3.5, RQ-VAE and LETTER's collaborative term | [`tokenizer::RqVae::loss`] |
+//! | §3.4 and 3.5, RQ-VAE and LETTER's two regularisers | [`tokenizer::RqVae::loss`] |
 //! | §7, balanced residual k-means; RW | [`tokenizer::Assignment::Balanced`]; [`train::inverse_popularity`] |
-//! | ours: popularity-aware decoding; mixture with transitions | [`baselines::adjusted`]; [`baselines::mixed`] |
+//! | ours: popularity-aware decoding; mixture with transitions | [`baselines::rescored`] |
 //! | ours: children conditioned on the parent | [`model::rebalance::RebalanceOptions::condition_on_parent`] |
 //!
 //! [`vectors`] makes item vectors, [`sid`] holds semantic IDs, their audit and files, [`saved`] a

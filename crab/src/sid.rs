@@ -1,6 +1,6 @@
 //! Semantic IDs: a table of codes per item and level, its audit, its files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use common::data::atomic_write;
@@ -83,7 +83,7 @@ impl SidTable {
 
     /// Number of different semantic IDs.
     pub fn unique(&self) -> usize {
-        self.rows().collect::<BTreeSet<_>>().len()
+        self.rows().collect::<HashSet<_>>().len()
     }
 
     /// Collision policy "dedup token" (TIGER): one more level with a running number among the items
@@ -92,7 +92,7 @@ impl SidTable {
         if self.unique() == self.items() {
             return self.clone();
         }
-        let mut seen: BTreeMap<&[u32], u32> = BTreeMap::new();
+        let mut seen: HashMap<&[u32], u32> = HashMap::new();
         let mut codes = Vec::with_capacity(self.items() * (self.levels + 1));
         for row in self.rows() {
             let number = seen.entry(row).or_insert(0);
@@ -149,6 +149,30 @@ impl SidTable {
         let (ids, rows): (Vec<String>, Vec<Vec<u32>>) = rows.into_iter().unzip();
         let table = Self::new(&rows).map_err(|error| error.in_file(path))?;
         Ok((ids, table))
+    }
+
+    /// The semantic IDs of `ids`, in that order, from a file of [`SidTable::read_index`].
+    ///
+    /// # Errors
+    /// Those of reading; an item without a semantic ID.
+    pub fn read_for(path: &Path, ids: &[String]) -> Result<Self> {
+        let (coded, table) = Self::read_index(path)?;
+        let number: HashMap<&str, usize> =
+            coded.iter().enumerate().map(|(at, id)| (id.as_str(), at)).collect();
+        let row = |id: &String| match number.get(id.as_str()) {
+            Some(&at) => Ok(table.row(at).to_vec()),
+            None => {
+                Err(Error::data(format!("no semantic ID of item {id:?}"), "one for every item")
+                    .in_file(path))
+            }
+        };
+        Self::new(&ids.iter().map(row).collect::<Result<Vec<_>>>()?)
+    }
+
+    /// Hash of the codes.
+    pub fn fingerprint(&self) -> String {
+        let bytes: Vec<u8> = self.codes.iter().flat_map(|code| code.to_le_bytes()).collect();
+        common::run::hash8(&bytes)
     }
 
     /// Writes [`SidTable::read_index`]'s form.
@@ -224,7 +248,7 @@ pub struct Audit {
 
 /// Load, use and collisions of a table under training counts (one per item).
 pub fn audit(table: &SidTable, counts: &[u64]) -> Audit {
-    let mut same: BTreeMap<&[u32], usize> = BTreeMap::new();
+    let mut same: HashMap<&[u32], usize> = HashMap::new();
     table.rows().for_each(|row| *same.entry(row).or_insert(0) += 1);
     let levels = (0..table.levels())
         .map(|level| {

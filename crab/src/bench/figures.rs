@@ -77,10 +77,7 @@ fn frontier(data: &Dataset, outcome: &DatasetOutcome) -> Figure {
         .frontier
         .iter()
         .map(|(name, points)| Line {
-            name: match *name {
-                "generator" => "equal-budget control".to_owned(),
-                other => other.to_owned(),
-            },
+            name: name.replace(CONTROL, "equal-budget control"),
             points: points.clone(),
         })
         .collect();

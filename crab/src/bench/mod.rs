@@ -5,6 +5,7 @@
 
 mod figures;
 mod methods;
+pub mod released;
 
 use std::collections::BTreeMap;
 
@@ -55,7 +56,13 @@ pub fn run(config: &Config, context: &Context, seeds: &[u64]) -> Result<Report> 
         };
         let outcome = methods::run(config, bench, &data, context, seeds)?;
         rows(&mut report, &data, &outcome.methods, seeds, context.profile);
+        if let Some(found) = &outcome.exact {
+            exact(&mut report, &data, found);
+        }
         report.figures.extend(figures::all(&data, &outcome));
+        if let Some(table) = &data.released {
+            report.rows.extend(released::rows(&data, table)?);
+        }
     }
     report.finish()
 }
@@ -94,7 +101,7 @@ fn rows(
     seeds: &[u64],
     profile: Profile,
 ) {
-    let control = outcomes.iter().find(|o| o.name == methods::CONTROL);
+    let tests = paired(outcomes, seeds);
     for shown in SHOWN {
         for outcome in outcomes {
             let pick = |scores: &Scores| scores.named().into_iter().find(|(n, _, _)| *n == shown);
@@ -105,11 +112,8 @@ fn rows(
                 continue;
             }
             let mut notes = vec![outcome.note.clone(), data.note.clone()];
-            if shown == "ndcg@10"
-                && matches!(outcome.role, Role::Paper | Role::Ours)
-                && let Some(control) = control
-            {
-                notes.push(paired(outcome, control, seeds));
+            if shown == "ndcg@10" {
+                notes.extend(tests.get(&outcome.name).cloned());
             }
             if profile == Profile::Smoke {
                 notes.push("Small models and a part of the data: a test of the machinery.".into());
@@ -131,6 +135,25 @@ fn rows(
         }
     }
     changes(report, data, outcomes);
+}
+
+/// The oracle row: HR@10 of beam search and of scoring every item.
+fn exact(report: &mut Report, data: &Dataset, exact: &methods::Exact) {
+    let found =
+        [(format!("{} beams", exact.beams), exact.beam), ("every item scored".into(), exact.exact)];
+    for (method, value) in found {
+        let row = Row {
+            claim: "beam search finds what exact scoring finds".into(),
+            dataset: data.name.clone(),
+            method: format!("{}, {method}", methods::BASE),
+            role: Role::Control,
+            metric: "hr@10 of the oracle's cases".into(),
+            n: exact.cases,
+            note: Some("First seed; every answer is an item of the trie, no id is invalid.".into()),
+            ..Row::default()
+        };
+        report.rows.push(row.over_seeds(&[value]));
+    }
 }
 
 /// Change of MGU@10 in per cent against the model before CRAB, as the paper states it, and against
@@ -175,25 +198,37 @@ fn changes(report: &mut Report, data: &Dataset, outcomes: &[Outcome]) {
     }
 }
 
-/// NDCG@10 of a method against the control, paired by case (mean over seeds).
-fn paired(outcome: &Outcome, control: &Outcome, seeds: &[u64]) -> String {
+/// NDCG@10 of every method against the control, paired by case (mean over seeds): difference with
+/// its bootstrap interval, and Wilcoxon's p after Holm over all methods of the data set.
+fn paired(outcomes: &[Outcome], seeds: &[u64]) -> BTreeMap<String, String> {
+    let Some(control) = outcomes.iter().find(|o| o.name == methods::CONTROL) else {
+        return BTreeMap::new();
+    };
     let mean = |o: &Outcome| -> Vec<f64> {
         let cases = o.scores.first().map_or(0, |scores| scores.gains.len());
         let total = |at: usize| o.scores.iter().map(|scores| scores.gains[at]).sum::<f64>();
         (0..cases).map(|at| total(at) / o.scores.len() as f64).collect()
     };
-    let (ours, theirs) = (mean(outcome), mean(control));
-    let difference: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a - b).collect();
-    let mut stream = Seed::new(seeds.first().copied().unwrap_or(0)).stream("bootstrap/control");
-    let [low, high] = stats::bootstrap_ci(difference.len(), 1000, &mut stream, |at| {
-        at.iter().map(|&i| difference[i]).sum::<f64>() / at.len() as f64
-    });
-    let (mean, _) = stats::mean_sd(&difference);
-    format!(
-        "Against the control: {mean:+.4} (95 % of bootstrap over cases {low:+.4} to {high:+.4}; \
-         Wilcoxon p = {:.3}).",
-        stats::wilcoxon(&difference)
-    )
+    let others: Vec<&Outcome> = outcomes.iter().filter(|o| o.name != control.name).collect();
+    let theirs = mean(control);
+    let difference =
+        |o: &&Outcome| -> Vec<f64> { mean(o).iter().zip(&theirs).map(|(a, b)| a - b).collect() };
+    let differences: Vec<Vec<f64>> = others.iter().map(difference).collect();
+    let p_values: Vec<f64> = differences.iter().map(|d| stats::wilcoxon(d)).collect();
+    let seed = Seed::new(seeds.first().copied().unwrap_or(0));
+    let text = |((other, difference), p): ((&&Outcome, &Vec<f64>), f64)| {
+        let mut stream = seed.stream("bootstrap/control");
+        let [low, high] = stats::bootstrap_ci(difference.len(), 1000, &mut stream, |at| {
+            at.iter().map(|&i| difference[i]).sum::<f64>() / at.len() as f64
+        });
+        let (mean, _) = stats::mean_sd(difference);
+        let text = format!(
+            "Against the control: {mean:+.4} (95 % of bootstrap over cases {low:+.4} to \
+             {high:+.4}; Wilcoxon with Holm p = {p:.3})."
+        );
+        (other.name.clone(), text)
+    };
+    others.iter().zip(&differences).zip(stats::holm(&p_values)).map(text).collect()
 }
 
 /// Mean over seeds of each named metric.

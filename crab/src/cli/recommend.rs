@@ -7,6 +7,7 @@ use common::checkpoint::Trained;
 use common::cli::{CommonArgs, text};
 use common::data::{Values, write};
 use common::optim::Workers;
+use common::recommend::Markov;
 use common::rng::Seed;
 use common::{Error, Result};
 use serde_json::json;
@@ -18,6 +19,8 @@ use crate::decode::{DecodeOptions, decode};
 use crate::eval::{Groups, Scores, evaluate};
 use crate::model::generator::Generator;
 use crate::saved::Saved;
+use crate::sid::SidTable;
+use crate::tokenizer::Codebook;
 use crate::train::{self, EpochRecord, Task};
 use crate::vectors::{code_book, item_vectors};
 
@@ -29,6 +32,9 @@ pub struct FitArgs {
     /// Items with columns item, text; without it, items are compared by who interacted with them
     #[arg(long, value_name = "FILE")]
     pub items: Option<PathBuf>,
+    /// Semantic IDs of another system as `index.json`, used instead of a tokenizer
+    #[arg(long, value_name = "FILE")]
+    pub sids: Option<PathBuf>,
     /// Folder to write the recommender to; a killed fit with the same flags goes on from there
     #[arg(long, value_name = "DIR", default_value = "recommender")]
     pub model: PathBuf,
@@ -80,7 +86,10 @@ pub(super) fn fit(
         None => crate::config::VectorSource::Interactions,
     };
     let points = item_vectors(&data, source, assets, seed)?;
-    let book = code_book(points, &config.tokenizer, seed)?;
+    let book = match &fit.sids {
+        Some(path) => Codebook::around(SidTable::read_for(path, &data.ids)?, points)?,
+        None => code_book(points, &config.tokenizer, seed)?,
+    };
     let table = book.table.deduplicated();
     let workers = Workers::new(threads)?;
     let task =
@@ -89,7 +98,7 @@ pub(super) fn fit(
     let options = train::TrainOptions { checkpoint_every: 1, ..config.train };
     let key = json!({
         "tokenizer": config.tokenizer, "generator": config.generator, "train": options,
-        "seed": seed, "data": data.fingerprint(),
+        "seed": seed, "data": data.fingerprint(), "table": table.fingerprint(),
     });
     let (tensors, history): (_, Vec<EpochRecord>) = Trained::new(&fit.model.join("training"))
         .get_or_train("generator", &key, |work| {
@@ -207,10 +216,11 @@ pub(super) fn eval(
     let beams = if saved.repeats { config.beams } else { 4 * config.beams };
     let options = DecodeOptions { beams: beams.max(10), renormalise: true };
     let ranked = decode(&saved.model, &saved.table, &histories, options, &Workers::new(threads)?)?;
+    let markov = Markov::fit(&data.train, data.items())?;
     let rows: Vec<(&str, Scores)> = vec![
         ("generator", score(&baselines::generated(&data, &data.test, &ranked))),
         ("popularity", score(&baselines::popularity(&data, &data.test)?)),
-        ("Markov", score(&baselines::markov(&data, &data.test)?)),
+        ("Markov", score(&baselines::markov(&data, &data.test, &markov))),
     ];
     if args.json {
         let map: serde_json::Map<String, serde_json::Value> =

@@ -10,7 +10,7 @@ pub struct Trie {
     starts: Vec<u32>,
     codes: Vec<u32>,
     nodes: Vec<u32>,
-    /// Per node, the item of a full ID; `NONE` inside.
+    /// Per node, the only item below it; `NONE` with several.
     items: Vec<u32>,
     levels: usize,
 }
@@ -37,7 +37,7 @@ impl Trie {
             let mut below = Vec::new();
             for (first, end) in level {
                 trie.starts.push(trie.codes.len() as u32);
-                trie.items.push(NONE);
+                trie.items.push(if end - first == 1 { order[first] } else { NONE });
                 let mut at = first;
                 while at < end {
                     let code = table.row(order[at] as usize)[depth];
@@ -68,7 +68,8 @@ impl Trie {
         (&self.codes[range.clone()], &self.nodes[range])
     }
 
-    /// The item whose full ID ends at `node`.
+    /// The item whose full ID ends at `node`, or the only one below it: then no code is left to
+    /// choose.
     pub fn item(&self, node: u32) -> Option<u32> {
         Some(self.items[node as usize]).filter(|&item| item != NONE)
     }
@@ -116,6 +117,7 @@ mod tests {
         assert_eq!(trie.children(trie.walk(&[3]).unwrap()).0, [0, 1]);
         assert_eq!(trie.walk(&[3, 2]), None);
         assert_eq!(trie.item(trie.walk(&[3, 1]).unwrap()), None);
+        assert_eq!(trie.item(trie.walk(&[0]).unwrap()), Some(1));
         assert_eq!(trie.len(), 1 + 2 + 3 + 4);
     }
 }

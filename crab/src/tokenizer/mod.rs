@@ -8,7 +8,7 @@ use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 use crate::sid::SidTable;
 
-pub use rqvae::{RqVae, RqVaeOptions, train_rqvae};
+pub use rqvae::{Letter, RqVae, RqVaeOptions, train_rqvae};
 
 /// Semantic IDs with what they were made from.
 #[derive(Debug, Clone)]
@@ -179,19 +179,35 @@ fn kmeans(
     (centres, chosen)
 }
 
-/// k-means++: centres drawn in proportion to the squared distance to the nearest one so far.
+/// Greedy k-means++: of a few centres drawn in proportion to the squared distance to the nearest
+/// one so far, the one that leaves the least distance. Plain k-means++ spends its centres on
+/// outliers of residuals, and most codes then hold a single item.
 fn plus_plus(points: ArrayView2<'_, f32>, size: usize, stream: &mut Stream) -> Array2<f32> {
     let mut centres = Array2::zeros((size, points.ncols()));
-    let mut nearest = vec![f64::INFINITY; points.nrows()];
+    let trials = 2 + (size as f64).ln() as usize;
+    let with = |centre: usize, nearest: &[f64]| -> (f64, Vec<f64>) {
+        let distance = |(row, best): (ndarray::ArrayView1<'_, f32>, &f64)| {
+            let squares = row.iter().zip(points.row(centre)).map(|(a, b)| (a - b) * (a - b));
+            best.min(f64::from(squares.sum::<f32>()))
+        };
+        let nearest: Vec<f64> = points.rows().into_iter().zip(nearest).map(distance).collect();
+        (nearest.iter().sum(), nearest)
+    };
     let mut next = stream.below(points.nrows());
+    let mut nearest = with(next, &vec![f64::INFINITY; points.nrows()]).1;
     for code in 0..size {
         centres.row_mut(code).assign(&points.row(next));
-        for (row, best) in points.rows().into_iter().zip(&mut nearest) {
-            let distance: f32 =
-                row.iter().zip(points.row(next)).map(|(a, b)| (a - b) * (a - b)).sum();
-            *best = best.min(f64::from(distance));
+        let mut best: Option<(f64, usize, Vec<f64>)> = None;
+        for _ in 0..trials {
+            let candidate = stream.weighted(&nearest);
+            let (left, distances) = with(candidate, &nearest);
+            if best.as_ref().is_none_or(|(least, ..)| left < *least) {
+                best = Some((left, candidate, distances));
+            }
         }
-        next = stream.weighted(&nearest);
+        if let Some((_, candidate, distances)) = best {
+            (next, nearest) = (candidate, distances);
+        }
     }
     centres
 }

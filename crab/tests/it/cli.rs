@@ -198,3 +198,102 @@ fn bad_files_are_named_and_exit_with_3() {
         assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
     }
 }
+
+/// The commands of the README's section on one's own data.
+#[test]
+fn the_readmes_commands_run_on_the_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sample = folder.path().join("sample");
+    fs::create_dir(&sample).unwrap();
+    for entry in fs::read_dir(root.join("sample")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, sample.join(path.file_name().unwrap())).unwrap();
+    }
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let commands: Vec<&str> = readme
+        .lines()
+        .filter_map(|line| line.strip_prefix("crab "))
+        .filter(|line| line.contains("sample/"))
+        .collect();
+    assert_eq!(commands.len(), 3, "{commands:?}");
+    for command in commands {
+        ok(folder.path(), &command.split_whitespace().collect::<Vec<_>>());
+    }
+    let rows = fs::read_to_string(folder.path().join("recommendations.csv")).unwrap();
+    assert_eq!(rows.lines().count(), 1 + 60 * 10);
+}
+
+#[test]
+fn fit_takes_the_semantic_ids_of_another_system() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    events(folder);
+    let codes = |i: usize| format!("\"i{i}\": [{}, {}]", i % 5, i % 8);
+    let rows: Vec<String> = (0..40).map(codes).collect();
+    fs::write(folder.join("sids.json"), format!("{{{}}}", rows.join(", "))).unwrap();
+    ok(folder, &[&["fit", "events.csv", "--sids", "sids.json"], &SMALL[..]].concat());
+    let index = fs::read_to_string(folder.join("recommender/index.json")).unwrap();
+    assert!(index.contains("\"i13\": [\"<a_3>\", \"<b_5>\"]"), "{index}");
+    fs::write(folder.join("sids.json"), "{\"i1\": [1, 2]}").unwrap();
+    let output = crab(folder, &["fit", "events.csv", "--sids", "sids.json"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("sids.json") && said.contains("i0"), "{said}");
+}
+
+/// Kills `fit` at random moments, some of them inside the write of a checkpoint, and lets the last
+/// one finish: the files are those of a run that nobody disturbed.
+#[test]
+fn a_killed_fit_goes_on_to_the_same_bytes() {
+    let kills: u64 =
+        std::env::var("SEPTET_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let args = [&["fit", "events.csv"], &SMALL[..], &["--set", "train.epochs=12"]].concat();
+    let whole = tempfile::tempdir().unwrap();
+    events(whole.path());
+    let clock = std::time::Instant::now();
+    ok(whole.path(), &args);
+    let took = clock.elapsed().as_millis() as u64;
+    let files = |folder: &Path| {
+        let mut all = std::collections::BTreeMap::new();
+        let mut open = vec![folder.join("recommender/training")];
+        while let Some(folder) = open.pop() {
+            for entry in fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => open.push(path),
+                    false => drop(all.insert(path.clone(), fs::read(&path).unwrap())),
+                }
+            }
+        }
+        let name = |(path, bytes): (std::path::PathBuf, Vec<u8>)| {
+            (path.strip_prefix(folder).unwrap().to_owned(), bytes)
+        };
+        all.into_iter().map(name).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let expected = files(whole.path());
+    assert!(expected.keys().any(|path| path.ends_with("tensors.safetensors")));
+    let broken = tempfile::tempdir().unwrap();
+    events(broken.path());
+    let mut stream = Seed::new(5).stream("kills");
+    for _ in 0..kills {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_crab"))
+            .args(&args)
+            .args(["--threads", "1", "-q"])
+            .current_dir(broken.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let wait = took / 4 + stream.below(1 + took as usize / 2) as u64;
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    ok(broken.path(), &args);
+    assert!(files(broken.path()) == expected, "weights differ from those of an undisturbed run");
+    let recommended = |folder: &Path| {
+        ok(folder, &["predict", "events.csv"]);
+        fs::read_to_string(folder.join("recommendations.csv")).unwrap()
+    };
+    assert_eq!(recommended(broken.path()), recommended(whole.path()));
+}

@@ -1,9 +1,12 @@
 //! The generator: gradients, decoding against the oracle, growth, learning, resume.
 
-use candle_core::Device;
-use common::optim::Workers;
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use common::optim::{AdamW, AdamWOptions, Workers};
 use common::rng::Seed;
 use common::testing::gradients::assert_all_grads;
+use common::testing::{assert_close, golden, golden_json, golden_tensors};
 use crab::baselines;
 use crab::config::{TokenizerConfig, VectorSource};
 use crab::data::{Dataset, synthetic};
@@ -12,7 +15,7 @@ use crab::eval::{Groups, evaluate};
 use crab::model::generator::{Generator, GeneratorOptions};
 use crab::model::rebalance::{RebalanceOptions, rebalance};
 use crab::sid::SidTable;
-use crab::tokenizer::{Codebook, RqVae, RqVaeOptions, train_rqvae};
+use crab::tokenizer::{Codebook, Letter, RqVae, RqVaeOptions, train_rqvae};
 use crab::train::{Stage2Options, Task, TrainOptions, fine_tune, fit, inverse_popularity};
 use crab::vectors::code_book;
 
@@ -61,7 +64,7 @@ fn every_parameter_gets_a_gradient() {
     // equal weights give the unweighted loss, and gradients too
     let weights = [vec![1.0; 5], vec![1.0]];
     let weighted = model.loss(&model.batch(&rows, Some(&weights)).unwrap(), stream()).unwrap();
-    let value = |t: &candle_core::Tensor| t.to_scalar::<f32>().unwrap();
+    let value = |t: &Tensor| t.to_scalar::<f32>().unwrap();
     assert!((value(&loss) - value(&weighted)).abs() < 1e-4);
     assert_all_grads(&weighted, model.parameters());
 }
@@ -116,7 +119,7 @@ fn growing_without_noise_keeps_logits_and_copies_the_split_token() {
     let grown = model.grown(&stage1.parent_of, 0.0, Seed::new(1)).unwrap();
     assert_eq!(grown.sizes().unwrap()[0], stage1.table.sizes()[0]);
     // the same items in old and new codes, the new codes being copies
-    let rows = |table: &SidTable| -> Vec<candle_core::Tensor> {
+    let rows = |table: &SidTable| -> Vec<Tensor> {
         let model = if *table == stage1.table { &grown } else { &model };
         let history = vec![table.row(3), table.row(9)];
         let batch = model.batch(&[history], None).unwrap();
@@ -124,7 +127,7 @@ fn growing_without_noise_keeps_logits_and_copies_the_split_token() {
         vec![model.logits(&state, 0).unwrap()]
     };
     let (old, new) = (rows(&table), rows(&stage1.table));
-    let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let (old, new) = (values(&old[0]), values(&new[0]));
     for (code, parent) in stage1.parent_of[0].iter().enumerate() {
         assert!((new[code] - old[*parent as usize]).abs() < 1e-5);
@@ -174,7 +177,7 @@ fn a_generator_learns_the_clusters_and_stage_2_keeps_what_it_knows() {
         assert!(hr(&tuned, &stage1.table) > popular + 0.1);
         // embeddings move in both; the positions of the backbone only without LoRA
         let moved = |name: &str| {
-            let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>();
+            let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>();
             values(&tuned.parameters().tensors()[name]).unwrap() != values(&base[name]).unwrap()
         };
         assert!(moved("codes.1"));
@@ -215,7 +218,7 @@ fn a_killed_training_goes_on_to_the_same_bytes() {
     let (resumed, resumed_history) = run(again.path());
     assert_eq!(history, resumed_history);
     for (name, tensor) in model.parameters().tensors() {
-        let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(&tensor), values(&resumed.parameters().tensors()[&name]), "{name}");
     }
 }
@@ -250,11 +253,22 @@ fn an_rqvae_learns_codes_that_tell_the_clusters_apart() {
         collaborative: 0.02,
         ..RqVaeOptions::default()
     };
-    let model = RqVae::new(8, &[6, 4], options.clone(), Seed::new(1)).unwrap();
     let values: Vec<f32> = book.points.iter().copied().collect();
-    let items = candle_core::Tensor::from_vec(values, (60, 8), &Device::Cpu).unwrap();
+    let items = Tensor::from_vec(values, (60, 8), &Device::Cpu).unwrap();
     let helpers = Seed::new(2).stream("cf").normal_tensor((60, 6), 1.0).unwrap();
-    assert_all_grads(&model.loss(&items, Some(&helpers)).unwrap(), model.parameters());
+    let clusters = [vec![0, 0, 1, 1, 2, 2], vec![0, 0, 1, 1]];
+    let letter = |diversity| {
+        let options = RqVaeOptions { diversity, ..options.clone() };
+        let model = RqVae::new(8, &[6, 4], options, Seed::new(1)).unwrap();
+        let stream = Seed::new(3).stream("positives");
+        let letter = Letter { vectors: Some(helpers.clone()), clusters: &clusters, stream };
+        let loss = model.loss(&items, Some(letter)).unwrap();
+        assert_all_grads(&loss, model.parameters());
+        loss.to_scalar::<f32>().unwrap()
+    };
+    // two levels of nearly equal logits: about ln 5 + ln 3
+    let added = letter(1.0) - letter(0.0);
+    assert!((added - 15f32.ln()).abs() < 0.1, "{added}");
     let plain = RqVaeOptions { collaborative: 0.0, ..options };
     let learned = train_rqvae(&book.points, &[6, 4], None, &plain, Seed::new(1)).unwrap();
     let used = learned.table.used(0).iter().filter(|used| **used).count();
@@ -269,4 +283,64 @@ fn an_rqvae_learns_codes_that_tell_the_clusters_apart() {
         chosen.iter().filter(|equal| **equal).count() as f64 / chosen.len() as f64
     };
     assert!(share(true) > share(false) + 0.3, "{} {}", share(true), share(false));
+}
+
+/// 50 steps from the weights of `tests/golden/make_training.py` have PyTorch's losses.
+#[test]
+fn loss_curves_equal_those_of_pytorch() {
+    let folder = golden(env!("CARGO_MANIFEST_DIR"), "training");
+    let expected: BTreeMap<String, serde_json::Value> = golden_json(&folder.join("losses.json"));
+    let rate = |name: &str| expected["rates"][name].as_f64().unwrap();
+    let curve = |name: &str| -> Vec<f64> {
+        expected[name].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
+    };
+    let tensors = |name: &str| -> BTreeMap<String, Tensor> {
+        golden_tensors(&folder.join(name)).into_iter().collect()
+    };
+    let workers = Workers::new(1).unwrap();
+
+    let mut weights = tensors("generator.safetensors");
+    let windows = weights.remove("windows").unwrap();
+    let (steps, rows, items, levels) = windows.dims4().unwrap();
+    let windows: Vec<u32> = windows.flatten_all().unwrap().to_vec1().unwrap();
+    let windows: Vec<&[u32]> = windows.chunks(levels).collect();
+    let options = GeneratorOptions {
+        width: 16,
+        layers: 2,
+        heads: 2,
+        inner: 24,
+        dropout: 0.0,
+        history: items - 1,
+    };
+    let model = Generator::from_tensors(options, weights).unwrap();
+    let adamw = AdamWOptions { decay_vectors: false, ..AdamWOptions::default() };
+    let mut optimiser = AdamW::new(model.parameters(), adamw);
+    let mut losses = Vec::new();
+    for step in 0..steps {
+        let row = |row: usize| windows[(step * rows + row) * items..][..items].to_vec();
+        let batch = model.batch(&(0..rows).map(row).collect::<Vec<_>>(), None).unwrap();
+        let (loss, mut gradients) =
+            workers.gradients(model.parameters(), 1, |_| model.loss(&batch, None)).unwrap();
+        gradients.clip_global_norm(1.0).unwrap();
+        optimiser.step(&gradients, rate("generator")).unwrap();
+        losses.push(loss);
+    }
+    assert_close(&losses, &curve("generator"), 1e-3, 0.0);
+
+    let mut weights = tensors("rqvae.safetensors");
+    let items = weights.remove("items").unwrap();
+    let options = RqVaeOptions { widths: vec![16, 6], ..RqVaeOptions::default() };
+    let model = RqVae::new(12, &[8, 8], options, Seed::new(1)).unwrap();
+    model.parameters().load(&weights).unwrap();
+    let adamw = AdamWOptions { weight_decay: 1e-4, ..AdamWOptions::default() };
+    let mut optimiser = AdamW::new(model.parameters(), adamw);
+    let mut losses = Vec::new();
+    for step in 0..steps {
+        let batch = items.get(step).unwrap();
+        let (loss, gradients) =
+            workers.gradients(model.parameters(), 1, |_| model.loss(&batch, None)).unwrap();
+        optimiser.step(&gradients, rate("rqvae")).unwrap();
+        losses.push(loss);
+    }
+    assert_close(&losses, &curve("rqvae"), 1e-3, 0.0);
 }

@@ -3,6 +3,7 @@
 use common::assets::Assets;
 use common::rng::Seed;
 use common::testing::asset_or_skip;
+use crab::bench::released::{LAMBDAS, rows};
 use crab::data;
 use crab::model::rebalance::{RebalanceOptions, rebalance};
 use crab::sid::{SidTable, audit};
@@ -48,4 +49,33 @@ fn movielens_is_recboles_split() {
     let mut poisoned = data.clone();
     poisoned.test.iter_mut().for_each(|case| case.target = 0);
     assert_eq!(poisoned.counts(), data.counts());
+}
+
+#[test]
+fn more_weight_on_balance_balances_the_released_table_more() {
+    if asset_or_skip("minionerec-industrial", "index.json").is_none() {
+        return;
+    }
+    let data = data::industrial(&Assets::from_env()).unwrap();
+    let table = data.released.clone().unwrap();
+    let found = rows(&data, &table).unwrap();
+    let value = |method: &str, metric: &str| {
+        let row = found.iter().find(|row| row.method == method && row.metric == metric);
+        row.unwrap_or_else(|| panic!("no row {method} / {metric}")).mean.unwrap()
+    };
+    let split = |lambda: f64| format!("split, lambda {lambda}");
+    let mut last = [value("before", "gini of token load"), value("before", "largest token load")];
+    assert!((last[0] - 0.322).abs() < 0.002 && last[1] == 507.0, "{last:?}");
+    for lambda in LAMBDAS {
+        let now = ["gini of token load", "largest token load"].map(|m| value(&split(lambda), m));
+        println!(
+            "lambda {lambda}: {now:?}, left {}",
+            value(&split(lambda), "variance left inside tokens")
+        );
+        // the objective trades both terms, so a larger weight may lose a little by chance
+        assert!(now[0] <= last[0] * 1.01 && now[1] <= last[1] * 1.01, "{lambda}: {now:?} {last:?}");
+        last = now;
+    }
+    let left = |lambda| value(&split(lambda), "variance left inside tokens");
+    assert!(left(0.0) < left(5.0) && left(5.0) < 1.0, "{} {}", left(0.0), left(5.0));
 }

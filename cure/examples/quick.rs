@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout)]
 
+use common::lm::Lm;
 use common::optim::Workers;
 use common::rng::Seed;
 use cure::config::Config;
@@ -16,7 +17,8 @@ fn main() -> common::Result<()> {
     let setting = Setting::new(&config.data, synthetic(sizes, seed).0, seed)?;
     let windows = setting.prompts().of_mask(&setting.mask);
     let shape = setting.lm_config(&config.model, &config.data);
-    let (lm, _) = cure::train::fit(&shape, &windows, &config.fit, seed, &workers, None)?;
+    let (lm, _) =
+        cure::train::fit(Lm::new(&shape, seed)?, &windows, &config.fit, seed, &workers, None)?;
 
     let case = Case::new(&setting, &Request::UserShare { share: 0.1 }, seed)?;
     let (circuit, corruption) = (&config.circuit, config.circuit.corruption);

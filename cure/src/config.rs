@@ -42,15 +42,27 @@ pub struct DataConfig {
     pub users: usize,
     /// Share of the users held out whole: the never-seen users that unlearning is held against.
     pub held_out: f64,
-    /// History items before the target (K).
+    /// Most history items before the target (K).
     pub history: usize,
-    /// Word tokens a title.
+    /// Word tokens a title; 0 = none.
     pub title_tokens: usize,
+    /// A token for each item.
+    pub item_tokens: bool,
+    /// A token for each user with training events.
+    pub user_tokens: bool,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { threshold: 4.0, users: 0, held_out: 0.15, history: 10, title_tokens: 3 }
+        Self {
+            threshold: 4.0,
+            users: 0,
+            held_out: 0.15,
+            history: 40,
+            title_tokens: 0,
+            item_tokens: true,
+            user_tokens: true,
+        }
     }
 }
 
@@ -84,11 +96,15 @@ pub struct FitConfig {
     pub lr: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// Share of training windows whose user is hidden: what the model knows of unknown users.
+    pub unknown: f64,
+    /// Low-rank adapters instead of all weights: for large models that are given.
+    pub lora: Option<Lora>,
 }
 
 impl Default for FitConfig {
     fn default() -> Self {
-        Self { epochs: 5, batch: 64, lr: 2e-3, weight_decay: 0.1 }
+        Self { epochs: 3, batch: 64, lr: 2e-3, weight_decay: 0.3, unknown: 0.15, lora: None }
     }
 }
 
@@ -102,6 +118,8 @@ pub struct CircuitConfig {
     pub share: f64,
     /// Restart probability of the random walk (α).
     pub restart: f64,
+    /// History items of a pair's prompts; all pairs are of one length.
+    pub history: usize,
     /// Pairs of the forget and of the retain set each, before those without effect are rejected.
     pub pairs: usize,
     /// Steps of EAP-IG (S); 0 = plain EAP.
@@ -118,6 +136,7 @@ impl Default for CircuitConfig {
             corruption: Corruption::default(),
             share: 0.5,
             restart: 0.15,
+            history: 10,
             pairs: 64,
             steps: 5,
             selection: Selection::default(),
@@ -266,7 +285,7 @@ impl Default for BenchConfig {
         Self {
             requests: vec![users(0.2), users(0.05), users(0.01)],
             lrs: vec![5e-4, 2e-3],
-            test_records: 2_000,
+            test_records: 10_000,
             relearn_steps: 50,
             resamples: 1_000,
             exact_pairs: 32,
@@ -280,7 +299,7 @@ impl Config {
         Self {
             data: DataConfig { users: 120, ..DataConfig::default() },
             model: ModelConfig { layers: 1, heads: 2, width: 32 },
-            fit: FitConfig { epochs: 6, batch: 32, lr: 5e-3, ..FitConfig::default() },
+            fit: FitConfig { epochs: 6, batch: 16, lr: 5e-3, ..FitConfig::default() },
             circuit: CircuitConfig { pairs: 16, steps: 2, ..CircuitConfig::default() },
             unlearn: UnlearnConfig { steps: 10, batch: 16, ..UnlearnConfig::default() },
             bench: BenchConfig {
@@ -327,6 +346,7 @@ impl Config {
             refuse(key, value.to_string(), "a share from 0 to 1")
         };
         share("data.held_out", self.data.held_out)?;
+        share("fit.unknown", self.fit.unknown)?;
         share("circuit.share", self.circuit.share)?;
         share("circuit.faithfulness", self.circuit.faithfulness)?;
         share("groups.lambda", self.groups.lambda)?;
@@ -334,7 +354,7 @@ impl Config {
         share("unlearn.weight", self.unlearn.weight)?;
         let counts = [
             ("data.history", self.data.history),
-            ("data.title_tokens", self.data.title_tokens),
+            ("circuit.history", self.circuit.history),
             ("model.layers", self.model.layers),
             ("model.heads", self.model.heads),
             ("model.width", self.model.width),
@@ -347,6 +367,9 @@ impl Config {
             if value == 0 {
                 return refuse(key, "0".into(), "at least 1");
             }
+        }
+        if self.data.title_tokens == 0 && !self.data.item_tokens {
+            return refuse("data.title_tokens", "0".into(), "at least 1 without data.item_tokens");
         }
         let rates = [("fit.lr", self.fit.lr), ("unlearn.lr", self.unlearn.lr)];
         let rates = rates.into_iter().chain(self.bench.lrs.iter().map(|&lr| ("bench.lrs", lr)));

@@ -71,6 +71,8 @@ pub struct Evidence {
     /// Deleted events that still occur in the histories of other prompts; always 0 here, since
     /// histories are rebuilt.
     pub left_in_histories: usize,
+    /// Users whose token was erased, since none of their events is left.
+    pub tokens_erased: usize,
     /// Steps done.
     pub steps: usize,
     /// Whether the stop rule held before the last step.
@@ -128,10 +130,11 @@ impl Evidence {
     /// The report as Markdown.
     pub fn to_markdown(&self) -> String {
         let mut text = format!(
-            "# Unlearning report: {}\n\n{} events of {} users deleted; {} steps{}.\n\n",
+            "# Unlearning report: {}\n\n{} events of {} users deleted, {} user tokens erased; {} steps{}.\n\n",
             self.request,
             self.events,
             self.users,
+            self.tokens_erased,
             self.steps,
             if self.stopped { ", stopped at the mark" } else { "" }
         );

@@ -10,20 +10,24 @@
 //! | equation or algorithm | item |
 //! |---|---|
 //! | prompts, history K | [`prompt::Vocabulary::window`] |
+//! | erased user tokens (ours) | [`stages::without_users`] |
+//! | training, a language model's layers | [`train::fit`], [`model::tokens::with_vocabulary`] |
 //! | stage A, counterfactuals by personalised PageRank | [`pairs::Corruptor`], [`pairs::Graph`] |
 //! | Eq. 1 EAP, Eq. 2 EAP-IG | [`model::attribution::attribute`] |
 //! | exact effect of an edge | [`model::attribution::exact`] |
 //! | Eq. 3 faithfulness | [`model::circuit::faithfulness`] |
-//! | selection by bisection, pruning | [`model::circuit::extract`], [`model::circuit::prune`] |
+//! | selection by top-n, threshold or greedy | [`model::circuit::select`] |
+//! | smallest faithful circuit by bisection, pruning | [`model::circuit::extract`], [`model::circuit::prune`] |
 //! | Eq. 4 structural contribution | [`model::groups::structural`] |
 //! | Eq. 5 gradient contribution | [`model::attribution::gate_gradients`], [`model::groups::normalised`] |
 //! | Eq. 6 contribution | [`model::groups::contribution`] |
 //! | groups: set and ratio rule | [`model::Grouping::by_set`], [`model::Grouping::by_ratio`] |
 //! | forget and retain losses | [`model::losses`] |
 //! | Eq. 7 and 8, updates by group with projection | [`model::update::combine`], [`model::update::projection_factor`] |
+//! | stop rule | [`stages::stop_target`] |
 //! | the algorithm | [`stages::prepare`], [`train::unlearn::unlearn`] |
 //! | baselines and controls | [`baselines::methods`] |
-//! | metrics | [`eval`] |
+//! | metrics; noise floor | [`eval`]; `bench::table` |
 //!
 //! [`mod@bench`] runs the comparison, [`cli`] holds the verbs, [`folder`] keeps a
 //! model on disk, [`evidence`] holds the unlearning report.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Interactions, Prompts, Window};
 use crate::model::Pairs;
-use crate::prompt::{Prompt, Vocabulary, answer_token};
+use crate::prompt::{BOS, Prompt, Vocabulary, answer_token};
 
 /// How the clean prompt is corrupted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Hash)]
@@ -163,7 +163,7 @@ impl<'a> Corruptor<'a> {
     /// Those of the walk.
     pub fn corrupt(
         &self,
-        &Window { user, ref events }: &Window,
+        &Window { user, ref events, .. }: &Window,
         other_half: bool,
     ) -> Result<(Vec<(u32, bool)>, Vec<bool>)> {
         let data = self.graph.data;
@@ -258,10 +258,10 @@ pub fn of_windows(
     let (mut clean, mut corrupt, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     for window in windows {
         let (events, _) = corruptor.corrupt(window, false)?;
-        let prompt = prompts.of_record(window);
+        let prompt = prompts.of_window(window);
         let liked = prompt.answers.last().is_some_and(|answer| answer.liked);
         clean.push(prompt.ids);
-        corrupt.push(prompts.vocabulary.prompt(&events).ids);
+        corrupt.push(prompts.vocabulary.window(prompts.first(window.user), &events).ids);
         answers.push([answer_token(liked), answer_token(!liked)]);
     }
     Pairs::new(clean, corrupt, answers)
@@ -281,7 +281,8 @@ pub fn counterfactuals(
 ) -> Result<Vec<Prompt>> {
     let one = |other_half: bool| {
         let (events, changed) = corruptor.corrupt(window, other_half)?;
-        let mut counterfactual = vocabulary.window(&events);
+        let first = prompt.ids.first().copied().unwrap_or(BOS);
+        let mut counterfactual = vocabulary.window(first, &events);
         let mut changed = changed.into_iter();
         counterfactual.answers.retain(|answer| {
             let stands = !changed.next().unwrap_or(true);

@@ -1,20 +1,20 @@
 //! Yes/No prompts over a user's history, as token ids.
 //!
-//! A prompt is `<bos> title₁ answer₁ title₂ answer₂ … title`, oldest first; the answer to a title is
-//! the token `Yes` (liked) or `No`, and the model is asked for the answer after the last title. A
-//! title takes a fixed number of word tokens (its rarest words, padded), so that an item can be
-//! exchanged for another without moving anything else. Since the model is causal, a window of
+//! A prompt is `user item₁ answer₁ item₂ answer₂ … item`, oldest first; the answer to an item is the
+//! token `Yes` (liked) or `No`, and the model is asked for the answer after the last item. Every item
+//! takes the same number of tokens (words of its title, padded, and a token of its own), so that it
+//! can be exchanged for another without moving anything else. Users may have a token of their own
+//! too; those whom the model does not know begin with `<bos>`. Since the model is causal, a window of
 //! `history + 1` events holds the prompts of all its prefixes, and training asks for every answer
 //! in it.
 
 use std::collections::BTreeMap;
 
-use common::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Fills titles with fewer words than the budget, and windows of a batch to a common length.
 pub const PAD: u32 = 0;
-/// Begins every prompt.
+/// Begins the prompt of an unknown user.
 pub const BOS: u32 = 1;
 /// Answer: not liked.
 pub const NO: u32 = 2;
@@ -27,27 +27,26 @@ pub fn answer_token(liked: bool) -> u32 {
     if liked { YES } else { NO }
 }
 
-/// Words of titles as tokens, and the tokens of every item.
+/// The tokens of items and users.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vocabulary {
-    /// Tokens of a title, see the module.
-    pub title_tokens: usize,
+    /// Tokens of an item, see the module.
+    pub item_tokens: usize,
     /// Token → word.
     pub words: Vec<String>,
-    /// Item number → title tokens, `title_tokens` each.
+    /// Item number → its tokens, `item_tokens` each.
     items: Vec<Vec<u32>>,
+    /// Token of the first user; those of the others follow.
+    first_user: Option<u32>,
 }
 
 impl Vocabulary {
-    /// The vocabulary of these titles, `title_tokens` (at least 1) words a title: of longer titles the
-    /// words that the fewest titles have, in the title's order.
+    /// The vocabulary of these titles, `title_tokens` words a title: of longer titles the words that
+    /// the fewest titles have, in the title's order.
     pub fn of_titles<'a>(
         titles: impl Iterator<Item = &'a str> + Clone,
         title_tokens: usize,
-    ) -> Result<Self> {
-        if title_tokens == 0 {
-            return Err(Error::usage("a title of 0 tokens; use at least 1"));
-        }
+    ) -> Self {
         let mut titles_with: BTreeMap<String, usize> = BTreeMap::new();
         for title in titles.clone() {
             let mut words = words_of(title);
@@ -78,7 +77,35 @@ impl Vocabulary {
             tokens.resize(title_tokens, PAD);
             items.push(tokens);
         }
-        Ok(Self { title_tokens, words, items })
+        Self { item_tokens: title_tokens, words, items, first_user: None }
+    }
+
+    /// The same with a token of its own after each item's title; one id per item.
+    pub fn with_items<'a>(mut self, ids: impl Iterator<Item = &'a str>) -> Self {
+        for (tokens, id) in self.items.iter_mut().zip(ids) {
+            tokens.push(self.words.len() as u32);
+            self.words.push(format!("item:{id}"));
+        }
+        self.item_tokens += 1;
+        self
+    }
+
+    /// The same with a token for each user.
+    pub fn with_users<'a>(mut self, ids: impl Iterator<Item = &'a str>) -> Self {
+        self.first_user = Some(self.words.len() as u32);
+        self.words.extend(ids.map(|id| format!("user:{id}")));
+        self
+    }
+
+    /// The token of a user; `None` where users have none.
+    pub fn user(&self, user: usize) -> Option<u32> {
+        self.first_user.map(|first| first + user as u32)
+    }
+
+    /// What a prompt begins with: the user's token, [`BOS`] for an unknown user and where users have
+    /// no tokens.
+    pub fn first(&self, user: Option<usize>) -> u32 {
+        user.and_then(|user| self.user(user)).unwrap_or(BOS)
     }
 
     /// Number of tokens.
@@ -96,25 +123,20 @@ impl Vocabulary {
         self.items.len()
     }
 
-    /// Title tokens of an item.
+    /// Tokens of an item.
     pub fn item(&self, item: u32) -> &[u32] {
         &self.items[item as usize]
     }
 
     /// Tokens of a window of `events` events, without its last answer.
     pub fn window_tokens(&self, events: usize) -> usize {
-        events * (self.title_tokens + 1)
+        events * (self.item_tokens + 1)
     }
 
-    /// Position of the last title token of event `event` in a window: where its answer is asked.
-    pub fn answer_position(&self, event: usize) -> usize {
-        (event + 1) * (self.title_tokens + 1) - 1
-    }
-
-    /// The window of `events` (item, liked), all answers asked.
-    pub fn window(&self, events: &[(u32, bool)]) -> Prompt {
+    /// The window of `events` (item, liked) that begins with the token `first`, all answers asked.
+    pub fn window(&self, first: u32, events: &[(u32, bool)]) -> Prompt {
         let mut ids = Vec::with_capacity(self.window_tokens(events.len()) + 1);
-        ids.push(BOS);
+        ids.push(first);
         let mut answers = Vec::with_capacity(events.len());
         for &(item, liked) in events {
             ids.extend_from_slice(self.item(item));
@@ -123,14 +145,6 @@ impl Vocabulary {
         }
         ids.pop();
         Prompt { ids, answers }
-    }
-
-    /// The prompt that asks for the last of `events` only.
-    pub fn prompt(&self, events: &[(u32, bool)]) -> Prompt {
-        let mut prompt = self.window(events);
-        let last = prompt.answers.len().saturating_sub(1);
-        prompt.answers.drain(..last);
-        prompt
     }
 }
 
@@ -160,6 +174,24 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// Ascending by position.
     pub answers: Vec<Answer>,
+}
+
+impl Prompt {
+    /// The prompt with its last `count` answers only.
+    pub fn last_answers(mut self, count: usize) -> Self {
+        let first = self.answers.len().saturating_sub(count);
+        self.answers.drain(..first);
+        self
+    }
+
+    /// The prompt as of an unknown user.
+    pub fn of_unknown(&self) -> Self {
+        let mut prompt = self.clone();
+        if let Some(first) = prompt.ids.first_mut() {
+            *first = BOS;
+        }
+        prompt
+    }
 }
 
 /// Number of answers in all prompts.

@@ -13,11 +13,15 @@ use crate::data::{Deletion, Interactions, Prompts, Request, Split, Window};
 use crate::eval::Part;
 use crate::model::groups::{self, GroupRule};
 use crate::model::losses::ForgetLoss;
+use crate::model::tokens::without_tokens;
 use crate::model::{Circuit, Grouping, Network, Pairs, Recommender, attribution, circuit};
 use crate::pairs::{self, Corruption, Corruptor, Graph};
 use crate::prompt::{Prompt, Vocabulary};
 use crate::train::unlearn::{ForgetWindow, mean_loss};
 use crate::train::{self};
+
+/// Fewest history items of test and tuning records.
+const LEAST_HISTORY: usize = 10;
 
 /// Data, split and vocabulary: what all models of a run share.
 #[derive(Debug, Clone)]
@@ -53,14 +57,26 @@ impl Setting {
             ));
         }
         let titles = data.items.iter().map(|item| item.title.as_str());
-        let vocabulary = Vocabulary::of_titles(titles, config.title_tokens)?;
+        let mut vocabulary = Vocabulary::of_titles(titles, config.title_tokens);
+        if config.item_tokens {
+            vocabulary = vocabulary.with_items(data.items.iter().map(|item| item.id.as_str()));
+        }
+        if config.user_tokens {
+            vocabulary = vocabulary.with_users(data.users.iter().map(String::as_str));
+        }
         let mask = split.train_mask(&data);
         Ok(Self { data, split, vocabulary, history: config.history, mask })
     }
 
     /// The prompts.
     pub fn prompts(&self) -> Prompts<'_> {
-        Prompts { data: &self.data, vocabulary: &self.vocabulary, history: self.history }
+        Prompts {
+            data: &self.data,
+            vocabulary: &self.vocabulary,
+            history: self.history,
+            least: LEAST_HISTORY.min(self.history),
+            known: &self.mask,
+        }
     }
 
     /// The decoder for this vocabulary.
@@ -79,12 +95,14 @@ impl Setting {
         self.prompts().of_mask(&mask)
     }
 
-    /// At most `most` test records of `users`, spread evenly.
+    /// Windows that ask for about `most` test records of `users`, spread evenly; all when there are
+    /// fewer.
     pub fn test_records(&self, users: &[usize], most: usize) -> Vec<Window> {
         let (data, split) = (&self.data, &self.split);
         let range = |user: usize| split.valid[user]..data.histories[user].len();
         let all = self.prompts().records(users, range);
-        let step = all.len().div_ceil(most.max(1)).max(1);
+        let records: usize = all.iter().map(|window| window.asked).sum();
+        let step = records.div_ceil(most.max(1)).max(1);
         all.into_iter().step_by(step).collect()
     }
 }
@@ -133,8 +151,9 @@ impl Case {
         deletion: Deletion,
         seed: Seed,
     ) -> Result<Self> {
-        let prompts = setting.prompts();
         let retained = deletion.retained(&setting.mask);
+        // users who lose all their events lose their tokens: as they would be served afterwards
+        let prompts = Prompts { known: &retained, ..setting.prompts() };
         let mut forget = prompts.deleted(&setting.mask, &deletion);
         seed.stream("forget-order").shuffle(&mut forget);
         let retain = prompts.of_mask(&retained);
@@ -147,22 +166,37 @@ impl Case {
         Ok(Self { request, deletion, retained, forget, retain })
     }
 
+    /// The prompts after the deletion: users who lost all their events are unknown.
+    pub fn prompts<'a>(&'a self, setting: &'a Setting) -> Prompts<'a> {
+        Prompts { known: &self.retained, ..setting.prompts() }
+    }
+
     /// D_f as prompts.
     pub fn forget_part(&self) -> Part {
         Part::new(self.forget.iter().map(|(_, prompt)| prompt.clone()).collect())
     }
 
-    /// Users whose training events all stay: those that are still served.
-    pub fn served(&self, setting: &Setting) -> Vec<usize> {
-        let left: Vec<usize> = self.deletion.users();
-        let all_gone = |user: usize| !self.retained[user].iter().any(|&kept| kept);
-        setting
-            .split
-            .train_users()
-            .into_iter()
-            .filter(|user| left.binary_search(user).is_err() || !all_gone(*user))
-            .collect()
+    /// Users who lose all their training events, ascending.
+    pub fn unknown_users(&self, setting: &Setting) -> Vec<usize> {
+        let left = |user: &usize| !self.retained[*user].iter().any(|&kept| kept);
+        let known = |user: &usize| setting.mask[*user].iter().any(|&kept| kept);
+        (0..self.retained.len()).filter(|user| left(user) && known(user)).collect()
     }
+
+    /// Users who keep training events: those that are still served.
+    pub fn served(&self) -> Vec<usize> {
+        let kept = |user: &usize| self.retained[*user].iter().any(|&kept| kept);
+        (0..self.retained.len()).filter(kept).collect()
+    }
+}
+
+/// The model with the tokens of `users` erased: nothing of what it learned about them is left there.
+///
+/// # Errors
+/// Those of the tensors.
+pub fn without_users(lm: &Lm, setting: &Setting, users: &[usize]) -> Result<Lm> {
+    let tokens: Vec<u32> = users.iter().filter_map(|&user| setting.vocabulary.user(user)).collect();
+    without_tokens(lm, &tokens)
 }
 
 /// Circuits and contributions of one side.
@@ -236,15 +270,14 @@ impl Prepared {
     }
 }
 
-/// Windows of full length whose last event `asks` accepts, at most `count`.
+/// The last `length` events of windows that have as many, at most `count`.
 fn full_windows<'a>(
-    setting: &Setting,
     windows: impl Iterator<Item = &'a Window>,
-    asks: impl Fn(&Window) -> bool,
+    length: usize,
     count: usize,
 ) -> Vec<Window> {
-    let full = |window: &&Window| window.events.len() == setting.history + 1 && asks(window);
-    windows.filter(full).take(count).cloned().collect()
+    let full = windows.filter(|window| window.events.len() >= length);
+    full.take(count).map(|window| window.tail(length)).collect()
 }
 
 /// Stages A to C: pairs of both sides, circuits, contributions.
@@ -261,24 +294,30 @@ pub fn prepare(
     workers: &Workers,
 ) -> Result<Prepared> {
     let start = Instant::now();
-    let prompts = setting.prompts();
+    let prompts = case.prompts(setting);
     let graph = Graph::new(&setting.data, &setting.mask, config.restart)?;
     let corruptor = Corruptor::new(&graph, corruption, config.share, seed)?;
     let deleted = case.deletion.flags();
     let asked =
         |window: &Window| window.events.last().is_some_and(|&event| deleted[window.user][event]);
-    let forget =
-        full_windows(setting, case.forget.iter().map(|(window, _)| window), asked, config.pairs);
     let mut kept = prompts.windows(&case.retained);
     seed.stream("retain-pairs").shuffle(&mut kept);
-    let retain = full_windows(setting, kept.iter(), |_| true, config.pairs);
+    // pairs are of one length: users with short histories shorten it for all
+    let longest = |windows: &mut dyn Iterator<Item = &Window>| {
+        windows.map(|window| window.events.len()).max().unwrap_or(0)
+    };
+    let asked_windows = || case.forget.iter().map(|(window, _)| window).filter(|w| asked(w));
+    let most = longest(&mut asked_windows()).min(longest(&mut kept.iter()));
+    let length = (config.history + 1).min(most).max(2);
+    let forget = full_windows(asked_windows(), length, config.pairs);
+    let retain = full_windows(kept.iter(), length, config.pairs);
     let network = Network::new(lm.config());
     let mut sides = Vec::new();
     for (name, windows) in [("forget", &forget), ("retain", &retain)] {
         if windows.is_empty() {
             return Err(Error::data(
-                format!("no {name} window with a full history of {} events", setting.history),
-                "at least one; use a shorter data.history",
+                format!("no {name} window of {length} events that ends with one to explain"),
+                "at least one: two events of one user that follow each other",
             ));
         }
         warm(&graph, &setting.data, windows.iter(), corruption)?;
@@ -369,7 +408,7 @@ pub fn forget_windows(
 const SAMPLE: usize = 400;
 
 /// The forget loss at which to stop: the original's loss on D_f plus what it gains on training windows
-/// over never-seen users. (The never-seen users' own loss would be a biased mark: users differ.)
+/// over never-seen users, all taken as unknown users. (The never-seen users' own loss would be a biased mark: users differ.)
 /// `None` without held-out users.
 ///
 /// # Errors
@@ -390,8 +429,8 @@ pub fn stop_target(
     let sample = |prompts: &[Prompt], name: &str| {
         let mut stream = seed.stream(&format!("sample/{name}"));
         let chosen = stream.sample(prompts.len(), SAMPLE.min(prompts.len()));
-        let chosen: Vec<&Prompt> = chosen.into_iter().map(|at| &prompts[at]).collect();
-        mean_loss(&model, &chosen, workers)
+        let chosen: Vec<Prompt> = chosen.into_iter().map(|at| prompts[at].of_unknown()).collect();
+        mean_loss(&model, &chosen.iter().collect::<Vec<_>>(), workers)
     };
     let gain = sample(&held_out, "held-out")? - sample(&case.retain, "retain")?;
     let probe: Vec<&Prompt> =

@@ -137,12 +137,14 @@ fn value(cell: &Cell<'_>) -> Markup {
 }
 
 /// The SVG as an image in a data address: there, unlike inline, no script of it can run, and two
-/// pictures can't clash in their ids. Text in it stays text.
+/// pictures can't clash in their ids. Text in it stays text. Pictures of ours that want hints under
+/// the pointer stand inline; the page's policy forbids scripts there too.
 fn picture(figure: &Figure) -> Markup {
     let address = format!("data:image/svg+xml;base64,{}", base64(figure.svg.as_bytes()));
     html! {
         figure {
-            img src=(address) alt=(figure.title) loading="lazy";
+            @if figure.inline { (PreEscaped(&figure.svg)) }
+            @else { img src=(address) alt=(figure.title) loading="lazy"; }
             figcaption { strong { (figure.title) } " " (figure.caption) }
         }
     }

@@ -132,6 +132,9 @@ pub struct Figure {
     pub caption: String,
     /// SVG text.
     pub svg: String,
+    /// Stands in a page as SVG instead of as an image, so that hints show under the pointer. Only for
+    /// pictures of [`plot`], which escape every text.
+    pub inline: bool,
     /// Where the SVG was written; empty before [`run::RunFolder::write_report`].
     pub path: PathBuf,
 }
@@ -139,7 +142,13 @@ pub struct Figure {
 impl Figure {
     /// A figure from a plot of [`plot`] or another SVG.
     pub fn new(title: &str, caption: &str, svg: String) -> Self {
-        Self { title: title.to_owned(), caption: caption.to_owned(), svg, path: PathBuf::default() }
+        let (title, caption) = (title.to_owned(), caption.to_owned());
+        Self { title, caption, svg, ..Self::default() }
+    }
+
+    /// A picture of [`plot`] whose hints show under the pointer.
+    pub fn inline(title: &str, caption: &str, svg: String) -> Self {
+        Self { inline: true, ..Self::new(title, caption, svg) }
     }
 
     /// File name without extension: the title in lower case, all but letters and digits as `-`.

@@ -134,13 +134,13 @@ pub(super) fn of_request(dataset: &str, measured: &Measured) -> Result<Vec<Figur
     for (name, side) in [("forget", &prepared.forget), ("retain", &prepared.retain)] {
         let caption = format!(
             "{} of {} edges, faithfulness {:.2}, first seed. Wide = large |score|; dashed = the \
-             corrupted value raises the right answer. The SVG file shows scores under the pointer.",
+             corrupted value raises the right answer. Scores and groups show under the pointer.",
             side.circuit.len(),
             network.edges.len(),
             side.circuit.faithfulness
         );
         let svg = circuit_svg(network, &side.circuit, grouping);
-        all.push(Figure::new(&format!("Circuit of the {name} set"), &caption, svg));
+        all.push(Figure::inline(&format!("Circuit of the {name} set"), &caption, svg));
     }
     let contributions = prepared.contributions(0.5);
     let points: Vec<Point> = (0..network.modules())

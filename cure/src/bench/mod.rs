@@ -113,12 +113,17 @@ fn recommenders(
     let users = setting.split.train_users();
     let tests = setting.test_records(&users, config.bench.test_records);
     let prompts = setting.prompts();
-    let part = Part::new(tests.iter().map(|window| prompts.of_record(window)).collect());
+    let part = Part::new(prompts.of_windows(&tests));
     let dataset = format!("{name}, test of the recommender");
-    let item_of = |window: &Window| {
-        let last = window.events.last().copied().unwrap_or_default();
-        setting.data.histories[window.user][last].item as usize
+    // user and item of every record
+    let pairs = |windows: &[Window]| -> Vec<(usize, usize)> {
+        let of = |window: &Window| {
+            let (user, asked) = (window.user, window.asked_events().to_vec());
+            asked.into_iter().map(move |e| (user, setting.data.histories[user][e].item as usize))
+        };
+        windows.iter().flat_map(of).collect()
     };
+    let test_pairs = pairs(&tests);
     let mut all: Vec<(String, Role, Vec<Vec<f64>>, String)> = Vec::new();
     let yes = originals
         .iter()
@@ -126,35 +131,43 @@ fn recommenders(
         .collect::<Result<Vec<_>>>()?;
     all.push(("rec-tiny".into(), Role::Paper, yes, String::new()));
     let means = item_means(&setting.data, &setting.mask);
-    let of_items = tests.iter().map(|window| means[item_of(window)]).collect();
+    let of_items = test_pairs.iter().map(|&(_, item)| means[item]).collect();
     let note = "smoothed share of likes of the item".to_owned();
     all.push(("item mean".into(), Role::Baseline, vec![of_items], note));
     // the penalty with the best log loss on the tuning events
     let range = |user: usize| setting.split.train[user]..setting.split.valid[user];
     let tune = prompts.records(&users, range);
-    let tune_labels: Vec<bool> =
-        tune.iter().flat_map(|w| prompts.of_record(w).answers).map(|a| a.liked).collect();
+    let tune_pairs = pairs(&tune);
+    let tune_labels = crate::prompt::labels(&prompts.of_windows(&tune));
     let mut best: Option<(f64, f64, IdRegression)> = None;
     for c in [0.3, 1.0, 3.0] {
         let model = IdRegression::fit(&setting.data, &setting.mask, c);
-        let p: Vec<f64> = tune.iter().map(|w| model.probability(w.user, item_of(w))).collect();
+        let p: Vec<f64> = tune_pairs.iter().map(|&(u, i)| model.probability(u, i)).collect();
         let loss = metrics::log_loss(&tune_labels, &p, None);
         if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
             best = Some((loss, c, model));
         }
     }
     if let Some((_, c, model)) = best {
-        let p =
-            tests.iter().map(|window| model.probability(window.user, item_of(window))).collect();
+        let p = test_pairs.iter().map(|&(user, item)| model.probability(user, item)).collect();
         let note = format!("C = {c} by the log loss on the tuning events");
         all.push(("logistic regression on user and item".into(), Role::Baseline, vec![p], note));
     }
-    let share = |window: &Window| {
-        let (_, history) = window.events.split_last().unwrap_or((&0, &[]));
-        let liked = |&&event: &&usize| setting.data.histories[window.user][event].liked;
-        history.iter().filter(liked).count() as f64 / history.len().max(1) as f64
+    // the share of likes in the window before each record
+    let features = |windows: &[Window]| -> Vec<f64> {
+        let of = |window: &Window| {
+            let history = &setting.data.histories[window.user];
+            let likes: Vec<bool> =
+                window.events.iter().map(|&event| history[event].liked).collect();
+            let first = likes.len() - window.asked;
+            let share = move |at: usize| {
+                let before = &likes[..at];
+                before.iter().filter(|&&liked| liked).count() as f64 / before.len().max(1) as f64
+            };
+            (first..window.events.len()).map(share).collect::<Vec<f64>>()
+        };
+        windows.iter().flat_map(of).collect()
     };
-    let features = |windows: &[Window]| windows.iter().map(share).collect::<Vec<f64>>();
     let p = history_share((&features(&tune), &tune_labels), &features(&tests))?;
     let note = "one feature: the share of likes in the prompt's history".to_owned();
     all.push(("share of likes in the history".into(), Role::Baseline, vec![p], note));

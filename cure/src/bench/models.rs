@@ -76,8 +76,14 @@ impl<'a> Models<'a> {
                 let checkpoints = Checkpoints::open(work)?;
                 let fit = &self.config.fit;
                 let seed = Seed::new(job.seed);
-                let (lm, history) =
-                    train::fit(&self.lm, job.windows, fit, seed, &single, Some(&checkpoints))?;
+                let (lm, history) = train::fit(
+                    Lm::new(&self.lm, seed)?,
+                    job.windows,
+                    fit,
+                    seed,
+                    &single,
+                    Some(&checkpoints),
+                )?;
                 Ok((lm.parameters().tensors(), history))
             })?;
             let history: History = history;

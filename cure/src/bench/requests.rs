@@ -20,8 +20,10 @@ use crate::model::losses::ForgetLoss;
 use crate::model::{Group, Grouping, attribution};
 use crate::pairs::Corruption;
 use crate::prompt::Prompt;
-use crate::stages::{Case, Prepared, Seconds, Setting, forget_windows, prepare, stop_target};
-use crate::train::unlearn::{ForgetWindow, Plan, Progress, Task, tune, unlearn};
+use crate::stages::{
+    Case, Prepared, Seconds, Setting, forget_windows, prepare, stop_target, without_users,
+};
+use crate::train::unlearn::{Plan, Progress, Task, Unlearned, tune, unlearn};
 
 /// What all requests of a bench share.
 pub(super) struct Comparison<'a> {
@@ -71,7 +73,10 @@ pub(super) struct Outcome {
 
 /// The sets that models are measured on.
 pub(super) struct Sets {
+    /// D_f as it would be served after the deletion.
     pub forget: Part,
+    /// D_f with the users' tokens; `None` when that is the same.
+    pub as_trained: Option<Part>,
     pub held_out: Part,
     pub test: Part,
     tuning: Part,
@@ -80,33 +85,38 @@ pub(super) struct Sets {
 
 /// Windows of D_f whose whole-vocabulary distributions are compared.
 const FULL_WINDOWS: usize = 60;
-/// Tuning records.
-const TUNING: usize = 1_000;
+/// Windows of tuning records.
+const TUNING: usize = 200;
 /// Shards of SISA and RecEraser.
 const SHARDS: usize = 4;
 
 impl Sets {
     fn new(comparison: &Comparison<'_>, case: &Case) -> Self {
         let setting = comparison.setting;
-        let served = case.served(setting);
-        let prompts = setting.prompts();
-        let (split, data) = (&setting.split, &setting.data);
-        let of = |windows: &[crate::data::Window]| {
-            Part::new(windows.iter().map(|window| prompts.of_record(window)).collect())
-        };
+        let served = case.served();
+        let prompts = case.prompts(setting);
+        let split = &setting.split;
         let test = setting.test_records(&served, comparison.config.bench.test_records);
         let tuning = prompts.records(&served, |user| split.train[user]..split.valid[user]);
         let step = tuning.len().div_ceil(TUNING).max(1);
         let tuning: Vec<_> = tuning.into_iter().step_by(step).collect();
         let forget = case.forget_part();
+        let as_trained: Vec<Prompt> = case
+            .forget
+            .iter()
+            .map(|(window, prompt)| {
+                let ids = setting.prompts().of_window(window).ids;
+                Prompt { ids, answers: prompt.answers.clone() }
+            })
+            .collect();
         let tenth = forget.prompts.len().div_ceil(10);
-        debug_assert_eq!(data.users.len(), split.train.len());
         Self {
             relearn: forget.prompts[..tenth].to_vec(),
+            as_trained: (as_trained != forget.prompts).then(|| Part::new(as_trained)),
             forget,
             held_out: Part::new(setting.held_out()),
-            test: of(&test),
-            tuning: of(&tuning),
+            test: Part::new(prompts.of_windows(&test)),
+            tuning: Part::new(prompts.of_windows(&tuning)),
         }
     }
 
@@ -141,6 +151,9 @@ impl Sets {
 /// Everything that the table and the figures of a request show.
 pub(super) struct Measured {
     pub sets: Sets,
+    /// Nothing unlearned, prompts of D_f with the users' tokens where there are any.
+    pub untouched: Vec<Answers>,
+    /// The tokens of deleted users erased, nothing else.
     pub originals: Vec<Answers>,
     pub retrained: Vec<Run>,
     pub outcomes: Vec<Outcome>,
@@ -160,7 +173,7 @@ pub(super) fn run(
     request: &Request,
     report: &mut Report,
 ) -> Result<()> {
-    let Comparison { config, setting, originals, seeds, workers, full, .. } = *comparison;
+    let Comparison { config, setting, seeds, workers, full, .. } = *comparison;
     let case = Case::new(setting, request, Seed::new(seeds[0]))?;
     let sets = Sets::new(comparison, &case);
     let job = |&seed: &u64| Job { name: "retrain", seed, windows: &case.retain };
@@ -174,7 +187,20 @@ pub(super) fn run(
             sets.answers(all[at], relearn(seeds[at % seeds.len()]), &Workers::new(1)?)
         })
     };
-    let answers = measure(&originals.iter().map(|model| &model.lm).collect::<Vec<_>>())?;
+    // deleted users lose their tokens first, whatever follows
+    let gone = case.unknown_users(setting);
+    let erased = comparison.originals.iter().map(|model| without_users(&model.lm, setting, &gone));
+    let originals = erased.collect::<Result<Vec<Lm>>>()?;
+    let answers = measure(&originals.iter().collect::<Vec<_>>())?;
+    let untouched = workers.map(answers.len(), |at| match &sets.as_trained {
+        Some(part) => {
+            let lm = &comparison.originals[at].lm;
+            let forget = predict(lm, &part.prompts, &Workers::new(1)?)?;
+            let full = predict_full(lm, &part.prompts[..FULL_WINDOWS.min(part.prompts.len())])?;
+            Ok(Answers { forget, full, relearned: None, ..answers[at].clone() })
+        }
+        None => Ok(answers[at].clone()),
+    })?;
     let gold = measure(&retrained_models.iter().map(|model| &model.lm).collect::<Vec<_>>())?;
     let retrained = retrained_models.iter().zip(gold).map(|(model, answers)| whole(model, answers));
     let retrained: Vec<Run> = retrained.collect();
@@ -182,7 +208,7 @@ pub(super) fn run(
     // stages A to C for every seed's model
     let staged = workers.map(seeds.len(), |at| {
         let one = Workers::new(1)?;
-        let (lm, seed) = (&originals[at].lm, Seed::new(seeds[at]));
+        let (lm, seed) = (&originals[at], Seed::new(seeds[at]));
         let stage =
             |corruption| prepare(lm, setting, &case, &config.circuit, corruption, seed, &one);
         let random = if full { Some(stage(Corruption::Random)?) } else { None };
@@ -201,7 +227,7 @@ pub(super) fn run(
     };
     let stop_at = workers.map(seeds.len(), |at| {
         let seed = Seed::new(seeds[at]);
-        stop_target(&originals[at].lm, setting, &counterfactual.0, &case, seed, &Workers::new(1)?)
+        stop_target(&originals[at], setting, &counterfactual.0, &case, seed, &Workers::new(1)?)
     })?;
 
     let bar = progress(0, &format!("unlearn {}", request.name()));
@@ -215,51 +241,65 @@ pub(super) fn run(
             (Source::RandomCorruption, Some(random)) => random,
             _ => &counterfactual,
         };
-        let plan = plan_of(method, config, used, setting, seeds[at], lr)?;
-        let run = one(
-            &sets,
-            &case,
-            originals,
-            at,
-            windows,
-            &plan,
-            stop_at[at],
-            seeds[at],
-            relearn(seeds[at]),
-        )?;
+        let plan = plan_of(method, config, used, seeds[at], lr)?;
+        let task = Task {
+            original: &originals[at],
+            forget: windows,
+            retain: &case.retain,
+            stop_at: stop_at[at],
+        };
+        let done = unlearn(&task, &plan, None, Seed::new(seeds[at]), &Workers::new(1)?, None)?;
         bar.add(1);
         let circuits = !matches!(method.source, Source::None | Source::AllShared);
         let mut seconds = if circuits { used.seconds } else { Seconds::default() };
         if plan.options.loss == ForgetLoss::CfKl {
             seconds.pairs += pair_seconds;
         }
-        seconds.update = run.seconds.update;
-        Ok::<_, Error>(Run { seconds, ..run })
+        seconds.update = done.seconds;
+        Ok::<_, Error>((done, seconds))
+    };
+    let measured_run = |(done, seconds): (&Unlearned, Seconds), at: usize, lr: f64| {
+        Ok::<_, Error>(Run {
+            answers: sets.answers(&done.lm, relearn(seeds[at]), &Workers::new(1)?)?,
+            seconds,
+            windows: done.windows,
+            lr,
+            progress: done.progress.clone(),
+        })
     };
     // learning rates are tuned on the first seed, without looking at a retrained model
     let chosen: Vec<Method> = methods().into_iter().filter(|method| full || method.short).collect();
     let lrs = &config.bench.lrs;
-    let first = workers.map(chosen.len() * lrs.len(), |job| {
-        one_run(&chosen[job / lrs.len()], 0, lrs[job % lrs.len()])
+    let tries = workers.map(chosen.len() * lrs.len(), |job| {
+        let (done, seconds) = one_run(&chosen[job / lrs.len()], 0, lrs[job % lrs.len()])?;
+        let tuning = sets.tuning.quality(&done.lm, &Workers::new(1)?)?.log_loss;
+        let badness = badness(&done, tuning, (stop_at[0], answers[0].tuning));
+        Ok((done, seconds, badness))
     })?;
-    let mut outcomes: Vec<Outcome> = Vec::new();
-    let goal = (stop_at[0], answers[0].tuning);
-    for (method, tries) in chosen.iter().zip(first.chunks(lrs.len())) {
-        let best = tries.iter().min_by(|a, b| badness(a, goal).total_cmp(&badness(b, goal)));
-        let best = best.ok_or_else(|| Error::Bug("a method without a learning rate".into()))?;
-        outcomes.push(Outcome { method: method.clone(), runs: vec![best.clone()] });
-    }
-    let others = seeds.len() - 1;
-    let rest = workers.map(outcomes.len() * others, |job| {
-        let outcome = &outcomes[job / others];
-        one_run(&outcome.method, 1 + job % others, outcome.runs[0].lr)
+    let best: Vec<usize> = tries
+        .chunks(lrs.len())
+        .map(|tries| {
+            (1..tries.len()).fold(0, |best, at| if tries[at].2 < tries[best].2 { at } else { best })
+        })
+        .collect();
+    let runs = workers.map(chosen.len() * seeds.len(), |job| {
+        let (method, at) = (job / seeds.len(), job % seeds.len());
+        let lr = lrs[best[method]];
+        if at == 0 {
+            let (done, seconds, _) = &tries[method * lrs.len() + best[method]];
+            return measured_run((done, *seconds), 0, lr);
+        }
+        let (done, seconds) = one_run(&chosen[method], at, lr)?;
+        measured_run((&done, seconds), at, lr)
     })?;
-    for (outcome, runs) in outcomes.iter_mut().zip(rest.chunks(others)) {
-        outcome.runs.extend_from_slice(runs);
-    }
+    let outcomes: Vec<Outcome> = chosen
+        .into_iter()
+        .zip(runs.chunks(seeds.len()))
+        .map(|(method, runs)| Outcome { method, runs: runs.to_vec() })
+        .collect();
     let sharded = if full { sharded(comparison, models, &case, &sets)? } else { Vec::new() };
     let exact = if full && config.bench.exact_pairs > 0 {
-        let (lm, prepared) = (&originals[0].lm, &staged[0].0);
+        let (lm, prepared) = (&originals[0], &staged[0].0);
         let pairs = prepared.forget.pairs.first(config.bench.exact_pairs);
         let steps = (config.circuit.steps > 0).then_some(config.circuit.steps);
         let network = &prepared.network;
@@ -275,6 +315,7 @@ pub(super) fn run(
         prepared.iter().map(|prepared| prepared.groups(&config.groups)).collect::<Result<_>>()?;
     let measured = Measured {
         sets,
+        untouched,
         originals: answers,
         retrained,
         outcomes,
@@ -311,17 +352,16 @@ fn whole(model: &Model, answers: Answers) -> Run {
 
 /// How far a run is from the stop rule's mark, plus what it costs the users who stay. Log losses
 /// both, so they add.
-fn badness(run: &Run, (stop_at, tuning): (Option<f64>, f64)) -> f64 {
-    let forget = run.progress.looks.last().map_or(f64::INFINITY, |look| look.forget);
+fn badness(done: &Unlearned, tuned: f64, (stop_at, tuning): (Option<f64>, f64)) -> f64 {
+    let forget = done.progress.looks.last().map_or(f64::INFINITY, |look| look.forget);
     let gap = stop_at.map_or(0.0, |mark| (forget - mark).abs());
-    gap + (run.answers.tuning - tuning).max(0.0)
+    gap + (tuned - tuning).max(0.0)
 }
 
 fn plan_of(
     method: &Method,
     config: &Config,
     prepared: &Prepared,
-    setting: &Setting,
     seed: u64,
     lr: f64,
 ) -> Result<Plan> {
@@ -345,7 +385,6 @@ fn plan_of(
             Some(groups(GroupsConfig { rule: GroupRule::Set, ..config.groups.clone() })?)
         }
     };
-    debug_assert!(setting.history > 0);
     let options = UnlearnConfig {
         lr,
         loss: method.loss.unwrap_or(config.unlearn.loss),
@@ -358,30 +397,6 @@ fn plan_of(
         ..config.unlearn.clone()
     };
     Ok(Plan { options, rule: method.rule.clone(), grouping })
-}
-
-#[allow(clippy::too_many_arguments)]
-fn one(
-    sets: &Sets,
-    case: &Case,
-    originals: &[Model],
-    at: usize,
-    windows: &[ForgetWindow],
-    plan: &Plan,
-    stop_at: Option<f64>,
-    seed: u64,
-    relearn: Option<(usize, Seed)>,
-) -> Result<Run> {
-    let single = Workers::new(1)?;
-    let task = Task { original: &originals[at].lm, forget: windows, retain: &case.retain, stop_at };
-    let done = unlearn(&task, plan, None, Seed::new(seed), &single, None)?;
-    Ok(Run {
-        answers: sets.answers(&done.lm, relearn, &single)?,
-        seconds: Seconds { update: done.seconds, ..Seconds::default() },
-        windows: done.windows,
-        lr: plan.options.lr,
-        progress: done.progress,
-    })
 }
 
 /// SISA and RecEraser after the deletion: shards that lost events are trained anew; answers are the

@@ -61,6 +61,7 @@ fn measures<'a>(measured: &'a Measured) -> Vec<Measure<'a>> {
     add(&mut all, "half Jeffreys, full vocabulary", false, |a, at, _| {
         Some(to_others(measured, at, |gold| jeffreys_half_fullvocab(&gold.full, &a.full)))
     });
+    add(&mut all, "forget log loss", true, move |a, _, _| Some(loss(a)));
     add(&mut all, "forget log loss, gap to Retrain", false, move |a, _, _| {
         Some((loss(a) - gold_loss).abs())
     });
@@ -104,7 +105,12 @@ pub(super) fn noise_floor(measured: &Measured) -> [f64; 2] {
 }
 
 /// The rows: the metrics in turn, and in each the methods.
-pub(super) fn rows(dataset: &str, config: &Config, measured: &Measured, case: &Case) -> Vec<Row> {
+pub(super) fn rows<'a>(
+    dataset: &str,
+    config: &Config,
+    measured: &'a Measured,
+    case: &Case,
+) -> Vec<Row> {
     let [floor, floor_top] = noise_floor(measured);
     let mut lines = Vec::new();
     for outcome in &measured.outcomes {
@@ -136,9 +142,20 @@ pub(super) fn rows(dataset: &str, config: &Config, measured: &Measured, case: &C
         let runs = runs.iter().map(|run| (&run.answers, run.windows)).collect();
         lines.push(Line { name, role: Role::Baseline, runs, seconds, note: note.clone() });
     }
-    let untouched = measured.originals.iter().map(|answers| (answers, 0)).collect();
-    let note = format!("no unlearning; {} events to forget", case.deletion.events());
-    lines.push(Line { name: "Original", role: Role::Control, runs: untouched, seconds: 0.0, note });
+    let line = |name, role, answers: &'a [Answers], note: String| Line {
+        name,
+        role,
+        runs: answers.iter().map(|answers| (answers, 0)).collect(),
+        seconds: 0.0,
+        note,
+    };
+    let events = case.deletion.events();
+    if measured.sets.as_trained.is_some() {
+        let note = "the users' tokens are erased, nothing else: exact for what the tokens hold";
+        lines.push(line("user tokens erased", Role::Ours, &measured.originals, note.into()));
+    }
+    let note = format!("nothing unlearned, not even the users' tokens; {events} events to forget");
+    lines.push(line("Original", Role::Control, &measured.untouched, note));
     let gold = Line {
         name: "Retrain",
         role: Role::Baseline,
@@ -189,9 +206,34 @@ pub(super) fn rows(dataset: &str, config: &Config, measured: &Measured, case: &C
         rows.extend(lines.iter().filter_map(|line| of(line, dataset.to_owned())));
         rows.extend(of(&gold, format!("{dataset}, gold standard")));
     }
+    rows.extend(averaged(dataset, measured));
     rows.extend(differences(dataset, measured));
     rows.extend(circuits(dataset, measured));
     rows
+}
+
+/// What averaging alone does to the distance, without any unlearning: the mean of the other seeds'
+/// originals against each retrained model. A smooth model is nearer to all others.
+fn averaged(dataset: &str, measured: &Measured) -> Option<Row> {
+    let count = measured.originals.len();
+    let one = |at: usize| {
+        let gold = &measured.retrained[at].answers.forget;
+        let mean = |answer: usize| {
+            let others = measured.originals.iter().enumerate().filter(|(other, _)| *other != at);
+            others.map(|(_, answers)| answers.forget[answer]).sum::<f64>() / (count - 1) as f64
+        };
+        jsd(&(0..gold.len()).map(mean).collect::<Vec<_>>(), gold)
+    };
+    let row = Row {
+        dataset: dataset.into(),
+        method: format!("mean of {} Originals, user tokens erased", count - 1),
+        role: Role::Control,
+        metric: "JSD to Retrain".into(),
+        n: measured.sets.forget.labels.len(),
+        note: Some("no unlearning: averaging alone lowers the distance".into()),
+        ..Row::default()
+    };
+    (count > 2).then(|| row.over_seeds(&(0..count).map(one).collect::<Vec<_>>()))
 }
 
 /// CURE minus each control, paired over the seeds.

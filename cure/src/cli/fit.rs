@@ -1,18 +1,24 @@
 //! `fit` and `eval`.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use common::Result;
 use common::cli::{CommonArgs, Resolved, text};
+use common::gguf::Gguf;
+use common::llm::engine::trainable;
+use common::lm::Lm;
 use common::rng::Seed;
 use common::run::{RunFolder, RunSpec};
+use common::tokenizer::{Special, Tokenizer};
+use common::{Error, Result};
 use serde_json::json;
 
-use super::{DataArgs, workers};
+use super::{DataArgs, weights_hash, workers};
 use crate::config::Config;
 use crate::eval::{Part, jsd, kl, l2, predict};
 use crate::folder::{self, About};
+use crate::model::tokens::with_vocabulary;
 use crate::prompt::fingerprint;
 use crate::stages::Setting;
 use crate::train;
@@ -25,6 +31,42 @@ pub struct FitArgs {
     /// Folder of the new model
     #[arg(long, value_name = "DIR", default_value = "model")]
     model: PathBuf,
+    /// Language model whose layers to start from, under a vocabulary of our own: a folder with
+    /// config.json, model.safetensors and tokenizer.json (GPT-2- or Llama-shaped), or a GGUF file
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
+}
+
+/// The layers of a language model with a row for each token of the vocabulary, made of the pieces of
+/// the token's text.
+fn on_language_model(path: &Path, setting: &Setting) -> Result<Lm> {
+    let (lm, tokenizer) = if path.is_dir() {
+        (folder::checkpoint(path)?, Tokenizer::from_json_file(&path.join("tokenizer.json"))?)
+    } else {
+        let gguf = Gguf::open(path)?;
+        (trainable(&gguf)?, gguf.tokenizer()?)
+    };
+    let words = setting.vocabulary.words.iter();
+    let titles: HashMap<String, &str> =
+        setting.data.items.iter().map(|item| (format!("item:{}", item.id), &*item.title)).collect();
+    let pieces = words.map(|word| {
+        let text = match word.as_str() {
+            "<pad>" => "-",
+            "<bos>" => "user",
+            word => titles.get(word).copied().unwrap_or(word),
+        };
+        tokenizer.encode(&format!(" {text}"), Special::AsText)
+    });
+    let lm = with_vocabulary(&lm, &pieces.collect::<Result<Vec<_>>>()?)?;
+    let tokens = setting.vocabulary.window_tokens(setting.history + 1);
+    if tokens > lm.config().max_position_embeddings {
+        return Err(Error::usage(format!(
+            "prompts of {tokens} tokens, but {} reads {} at most; lower data.history",
+            path.display(),
+            lm.config().max_position_embeddings
+        )));
+    }
+    Ok(lm)
 }
 
 pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, resolved: &Resolved<Config>) -> Result<String> {
@@ -35,13 +77,18 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, resolved: &Resolved<Config>)
     let run = RunFolder::open(&RunSpec::new("cure", args, resolved, &[args.seed]))?;
     let outcome = (|| {
         let windows = setting.prompts().of_mask(&setting.mask);
-        // a resumed run goes on only with the same data
-        let kept = run.path().join("checkpoints").join(format!("fit-{}", fingerprint(&windows)));
+        let lm = match &fit.init {
+            Some(path) => on_language_model(path, &setting)?,
+            None => Lm::new(&setting.lm_config(&config.model, &config.data), seed)?,
+        };
+        // a resumed run goes on only with the same data from the same weights
+        let start = weights_hash(&lm)?;
+        let kept = format!("fit-{}-{start}", fingerprint(&windows));
+        let kept = run.path().join("checkpoints").join(kept);
         let checkpoints = common::checkpoint::Checkpoints::open(&kept)?;
-        let lm = setting.lm_config(&config.model, &config.data);
         let workers = workers(args)?;
         let (lm, history) =
-            train::fit(&lm, &windows, &config.fit, seed, &workers, Some(&checkpoints))?;
+            train::fit(lm, &windows, &config.fit, seed, &workers, Some(&checkpoints))?;
         folder::save(&fit.model, &lm, &About::new(args.seed, &config.data, &setting))?;
         let users = setting.split.train_users();
         let quality = test_part(&setting, config).quality(&lm, &workers)?;
@@ -65,9 +112,8 @@ fn test_part(setting: &Setting, config: &Config) -> Part {
     let users: Vec<usize> = (0..setting.mask.len())
         .filter(|&user| setting.mask[user].iter().any(|&kept| kept))
         .collect();
-    let prompts = setting.prompts();
     let tests = setting.test_records(&users, config.bench.test_records);
-    Part::new(tests.iter().map(|window| prompts.of_record(window)).collect())
+    Part::new(setting.prompts().of_windows(&tests))
 }
 
 /// Flags of `eval`.

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use common::cli::{self, CommonArgs, Profile, Resolved};
+use common::lm::Lm;
+use common::run::hash8;
 use common::{Error, Result, assets};
 
 use crate::bench::{self, Context};
@@ -164,4 +166,14 @@ fn assets_of(args: &CommonArgs) -> assets::Assets {
 
 fn workers(_: &CommonArgs) -> Result<common::optim::Workers> {
     common::optim::Workers::new(common::runtime::init(None).threads)
+}
+
+/// A hash of all weights.
+fn weights_hash(lm: &Lm) -> Result<String> {
+    let mut bytes = Vec::new();
+    for (_, var) in lm.parameters().iter() {
+        let values = var.flatten_all()?.to_vec1::<f32>()?;
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    }
+    Ok(hash8(&bytes))
 }

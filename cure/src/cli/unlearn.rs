@@ -13,13 +13,14 @@ use common::rng::Seed;
 use common::run::{RunFolder, RunSpec, hash8};
 use common::{Error, Result};
 
-use super::{DataArgs, RequestArgs, workers};
+use super::{DataArgs, RequestArgs, weights_hash, workers};
 use crate::config::Config;
 use crate::eval::{Part, Quality, membership_auc, predict};
 use crate::evidence::{Change, Evidence, Moved, circuit_json, limits};
 use crate::folder;
 use crate::model::update::{Blocks, Rule};
-use crate::stages::{Case, Prepared, Setting, forget_windows, prepare, stop_target};
+use crate::prompt::Prompt;
+use crate::stages::{Case, Prepared, Setting, forget_windows, prepare, stop_target, without_users};
 use crate::train::unlearn::{Plan, Task, Unlearned, unlearn as run_unlearning};
 
 /// Flags of `unlearn`.
@@ -57,9 +58,10 @@ pub(super) fn unlearn(
     let outcome = (|| {
         let workers = workers(args)?;
         let done = forget(&lm, &setting, &case, &resolved.config, seed, &workers, &run)?;
+        let unlearned = without_users(&done.lm, &setting, &case.unknown_users(&setting))?;
         let mut about = about.clone();
         about.forget(&case.request.name(), &case.deletion);
-        folder::save(&unlearn.to, &done.lm, &about)?;
+        folder::save(&unlearn.to, &unlearned, &about)?;
         if args.json { text::json(&done.evidence) } else { Ok(done.evidence.to_markdown()) }
     })();
     run.close(&outcome)?;
@@ -109,6 +111,10 @@ fn forget(
         events: case.deletion.events(),
         users: case.deletion.users().len(),
         left_in_histories: 0,
+        tokens_erased: match setting.vocabulary.user(0) {
+            Some(_) => case.unknown_users(setting).len(),
+            None => 0,
+        },
         steps: done.progress.steps,
         stopped: done.progress.stopped,
         seconds,
@@ -139,14 +145,8 @@ fn forget(
 
 /// A hash of the original's weights and of the deleted events.
 fn task_hash(lm: &Lm, case: &Case) -> Result<String> {
-    let mut bytes = Vec::new();
-    for (_, var) in lm.parameters().iter() {
-        let values = var.flatten_all()?.to_vec1::<f32>()?;
-        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    }
-    let flags = case.deletion.flags();
-    bytes.extend(flags.iter().flatten().map(|&flag| u8::from(flag)));
-    Ok(hash8(&bytes))
+    let flags = case.deletion.flags().iter().flatten().map(|&flag| u8::from(flag));
+    Ok(format!("{}-{}", weights_hash(lm)?, hash8(&flags.collect::<Vec<u8>>())))
 }
 
 /// What moved and what changed; the other fields are for the caller to fill.
@@ -180,10 +180,9 @@ fn changes(
         .collect();
     let forget = case.forget_part();
     let held_out = Part::new(setting.held_out());
-    let prompts = setting.prompts();
-    let served = case.served(setting);
+    let served = case.served();
     let records = setting.test_records(&served, config.bench.test_records);
-    let test = Part::new(records.iter().map(|window| prompts.of_record(window)).collect());
+    let test = Part::new(case.prompts(setting).of_windows(&records));
     let look = |lm: &Lm| {
         let on_forget = predict(lm, &forget.prompts, workers)?;
         let on_held_out = predict(lm, &held_out.prompts, workers)?;
@@ -199,7 +198,8 @@ fn changes(
     };
     let (old, new) = (look(before)?, look(&done.lm)?);
     // what training adds: never-seen users against training windows of those who stay
-    let stay = Part::new(case.retain.clone()).quality(before, workers)?;
+    let stay = case.retain.iter().map(Prompt::of_unknown).collect();
+    let stay = Part::new(stay).quality(before, workers)?;
     let loss_mark = old.0.log_loss + old.1.log_loss - stay.log_loss;
     let auc_mark = old.0.auc + old.1.auc - stay.auc;
     let change = |measure: &str, before: f64, after: f64, mark: Option<f64>| Change {
@@ -213,6 +213,7 @@ fn changes(
         events: 0,
         users: 0,
         left_in_histories: 0,
+        tokens_erased: 0,
         steps: 0,
         stopped: false,
         moved,

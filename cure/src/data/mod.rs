@@ -135,33 +135,47 @@ pub struct Prompts<'a> {
     pub vocabulary: &'a Vocabulary,
     /// Most history items before the target.
     pub history: usize,
+    /// Fewest history items before the target of a record.
+    pub least: usize,
+    /// The events that the model knows, as flags per user and event: users without any are unknown.
+    pub known: &'a [Vec<bool>],
 }
 
 impl Prompts<'_> {
-    fn pairs(&self, user: usize, events: impl Iterator<Item = usize>) -> Vec<(u32, bool)> {
-        let history = &self.data.histories[user];
-        events.map(|event| (history[event].item, history[event].liked)).collect()
-    }
-
     /// Windows that cover the events which `mask` keeps, as if there were no others.
     pub fn windows(&self, mask: &[Vec<bool>]) -> Vec<Window> {
         let mut all = Vec::new();
         for (user, flags) in mask.iter().enumerate() {
             let kept: Vec<usize> = (0..flags.len()).filter(|&event| flags[event]).collect();
-            let ranges = windows(kept.len(), self.history + 1);
-            all.extend(ranges.map(|range| Window { user, events: kept[range].to_vec() }));
+            for range in windows(kept.len(), self.history + 1) {
+                all.push(Window { user, asked: range.len(), events: kept[range].to_vec() });
+            }
         }
         all
     }
 
-    /// The prompt of a window, all answers asked.
+    /// What the prompts of a user begin with.
+    pub fn first(&self, user: usize) -> u32 {
+        let known = self.known[user].iter().any(|&known| known);
+        self.vocabulary.first(known.then_some(user))
+    }
+
+    /// The prompt of a window; its answers are those of the events that it asks for.
     pub fn of_window(&self, window: &Window) -> Prompt {
-        self.vocabulary.window(&self.pairs(window.user, window.events.iter().copied()))
+        let history = &self.data.histories[window.user];
+        let events = window.events.iter().map(|&event| (history[event].item, history[event].liked));
+        let events: Vec<(u32, bool)> = events.collect();
+        self.vocabulary.window(self.first(window.user), &events).last_answers(window.asked)
+    }
+
+    /// Prompts of windows.
+    pub fn of_windows(&self, windows: &[Window]) -> Vec<Prompt> {
+        windows.iter().map(|window| self.of_window(window)).collect()
     }
 
     /// Windows over the events that `mask` keeps: what a model trains on.
     pub fn of_mask(&self, mask: &[Vec<bool>]) -> Vec<Prompt> {
-        self.windows(mask).iter().map(|window| self.of_window(window)).collect()
+        self.of_windows(&self.windows(mask))
     }
 
     /// The training windows over `mask` that hold events of `deleted`, with their prompts; only the
@@ -181,24 +195,27 @@ impl Prompts<'_> {
         all
     }
 
-    /// The windows with a full history whose targets are the events `range(user)` of every user of
-    /// `users`; their prompts ask one answer each.
+    /// Windows that ask for the events `range(user)` of every user of `users`, each after at least
+    /// [`Prompts::least`] others. One window asks for several events, the last of which has the whole
+    /// history before it and the first at least half of it.
     pub fn records(
         &self,
         users: &[usize],
         range: impl Fn(usize) -> std::ops::Range<usize>,
     ) -> Vec<Window> {
+        let most = (self.history + 1).div_ceil(2);
         let mut all = Vec::new();
         for &user in users {
-            let targets = range(user).filter(|&event| event >= self.history);
-            all.extend(targets.map(|e| Window { user, events: (e - self.history..=e).collect() }));
+            let range = range(user);
+            let mut start = range.start.max(self.least);
+            while start < range.end {
+                let end = range.end.min(start + most);
+                let first = end.saturating_sub(self.history + 1);
+                all.push(Window { user, asked: end - start, events: (first..end).collect() });
+                start = end;
+            }
         }
         all
-    }
-
-    /// The prompt that asks for a window's last event only.
-    pub fn of_record(&self, window: &Window) -> Prompt {
-        self.vocabulary.prompt(&self.pairs(window.user, window.events.iter().copied()))
     }
 }
 
@@ -209,4 +226,19 @@ pub struct Window {
     pub user: usize,
     /// By number in the user's history, ascending.
     pub events: Vec<usize>,
+    /// The last so many of them are asked for.
+    pub asked: usize,
+}
+
+impl Window {
+    /// The events that are asked for.
+    pub fn asked_events(&self) -> &[usize] {
+        &self.events[self.events.len() - self.asked.min(self.events.len())..]
+    }
+
+    /// The last `count` events, the last of which is asked for.
+    pub fn tail(&self, count: usize) -> Self {
+        let first = self.events.len().saturating_sub(count);
+        Self { user: self.user, events: self.events[first..].to_vec(), asked: 1 }
+    }
 }

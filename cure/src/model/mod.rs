@@ -6,6 +6,7 @@ pub mod groups;
 pub mod losses;
 pub mod network;
 pub mod recommender;
+pub mod tokens;
 pub mod update;
 
 pub use attribution::{Pairs, Scores};

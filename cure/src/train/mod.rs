@@ -27,7 +27,7 @@ const CLIP: f64 = 1.0;
 /// Steps of the learning rate's rise.
 const WARMUP: u64 = 50;
 /// Raised whenever a change here changes what a training yields.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Mean loss of every epoch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -44,13 +44,14 @@ pub fn lm_config(model: &ModelConfig, data: &DataConfig, vocabulary: &Vocabulary
     LmConfig::gpt2(vocabulary.len(), model.width, model.layers, model.heads, positions)
 }
 
-/// Optimises `recommender.loss` over the windows; the same seed gives the same weights. With
-/// `checkpoints` a state is kept per epoch, and a kept one is gone on from.
+/// Optimises the loss over the windows from the weights of `lm`, all of them or, with
+/// `options.lora`, low-rank adapters that are merged at the end; the same seed gives the same weights.
+/// With `checkpoints` a state is kept per epoch, and a kept one is gone on from.
 ///
 /// # Errors
 /// [`Error::Data`] without windows or when the loss is not finite; [`Error::Interrupted`].
 pub fn fit(
-    config: &LmConfig,
+    lm: Lm,
     windows: &[Prompt],
     options: &FitConfig,
     seed: Seed,
@@ -61,8 +62,11 @@ pub fn fit(
         return Err(Error::data("no training window", "at least one user with training events"));
     }
     let start = std::time::Instant::now();
-    let model = Recommender { lm: Lm::new(config, seed)? };
-    let parameters = model.lm.parameters().clone();
+    let mut model = Recommender { lm };
+    let parameters = match &options.lora {
+        Some(lora) => model.lm.attach_lora(&lora.options(), seed)?,
+        None => model.lm.parameters().clone(),
+    };
     let adamw = AdamWOptions { weight_decay: options.weight_decay, ..AdamWOptions::default() };
     let mut optimiser = AdamW::new(&parameters, adamw);
     let mut history: History =
@@ -79,10 +83,16 @@ pub fn fit(
     bar.add(optimiser.step_count());
     for epoch in history.loss.len()..options.epochs {
         let order = seed.stream(&format!("shuffle/epoch-{epoch}")).permutation(windows.len());
+        let mut hidden = seed.stream(&format!("unknown/epoch-{epoch}"));
         let mut sum = 0.0;
         for chunk in order.chunks(options.batch) {
             check_interrupt()?;
-            let batch: Vec<&Prompt> = chunk.iter().map(|&at| &windows[at]).collect();
+            let mut window = |&at: &usize| match hidden.chance(options.unknown) {
+                true => windows[at].of_unknown(),
+                false => windows[at].clone(),
+            };
+            let batch: Vec<Prompt> = chunk.iter().map(&mut window).collect();
+            let batch: Vec<&Prompt> = batch.iter().collect();
             let (loss, mut gradients) =
                 workers_gradients(workers, &parameters, &batch, |part| model.loss(part))?;
             if !loss.is_finite() {
@@ -99,6 +109,9 @@ pub fn fit(
         history.loss.push(sum / per_epoch as f64);
         history.seconds += start.elapsed().as_secs_f64();
         keep(checkpoints, &parameters, &optimiser, &history)?;
+    }
+    if options.lora.is_some() {
+        model.lm.merge_lora()?;
     }
     history.seconds = start.elapsed().as_secs_f64();
     Ok((model.lm, history))

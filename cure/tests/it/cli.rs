@@ -8,26 +8,30 @@ use common::rng::Seed;
 use cure::data::{Synthetic, synthetic};
 use tempfile::TempDir;
 
+/// Settings of a model that trains in a second.
+const SMALL: [&str; 15] = [
+    "--threads",
+    "1",
+    "--profile",
+    "smoke",
+    "--set",
+    "data.users=0",
+    "--set",
+    "data.history=4",
+    "--set",
+    "fit.epochs=4",
+    "--set",
+    "circuit.pairs=12",
+    "--set",
+    "data.title_tokens=2",
+    "--offline",
+];
+
 fn run(folder: &Path, args: &[&str]) -> Output {
-    let small = [
-        "--threads",
-        "1",
-        "--profile",
-        "smoke",
-        "--set",
-        "data.users=0",
-        "--set",
-        "data.history=4",
-        "--set",
-        "fit.epochs=4",
-        "--set",
-        "circuit.pairs=12",
-        "--set",
-        "unlearn.steps=4",
-    ];
     Command::new(env!("CARGO_BIN_EXE_cure"))
         .args(args)
-        .args(small)
+        .args(SMALL)
+        .args(["--set", "unlearn.steps=4"])
         .current_dir(folder)
         .env("SEPTET_CACHE", folder.join("cache"))
         .env("SEPTET_OFFLINE", "1")
@@ -135,6 +139,99 @@ fn a_model_is_fitted_explained_and_made_to_forget() {
     fails(&with(&["unlearn", "--to", "x"]), 2, &["--user"]);
     assert!(!path.join("x").exists());
     damaged(path);
+}
+
+/// The card's commands for own data, word for word.
+#[test]
+fn the_cards_commands_work_on_the_sample() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let card = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let (_, section) = card.split_once("Your data:").unwrap();
+    let commands: Vec<&str> =
+        section.lines().filter_map(|line| line.strip_prefix("cure ")).take(3).collect();
+    assert_eq!(commands.len(), 3);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    std::fs::copy(root.join("sample/interactions.csv"), path.join("events.csv")).unwrap();
+    for command in commands {
+        let command = command.split('#').next().unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_cure"))
+            .args(command.split_whitespace())
+            .current_dir(path)
+            .env("SEPTET_CACHE", path.join("cache"))
+            .env("SEPTET_OFFLINE", "1")
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {error}");
+        assert!(!output.stdout.is_empty(), "{command}");
+    }
+    // the token of a user who is gone is gone
+    let tensors = candle_core::safetensors::load(
+        path.join("without-ana/model.safetensors"),
+        &candle_core::Device::Cpu,
+    )
+    .unwrap();
+    let about = json(&std::fs::read_to_string(path.join("without-ana/cure.json")).unwrap());
+    let words = about["vocabulary"]["words"].as_array().unwrap();
+    let row = |word: &str| {
+        let at = words.iter().position(|known| known == word).unwrap();
+        let row = tensors["transformer.wte.weight"].get(at).unwrap().to_vec1::<f32>().unwrap();
+        row.iter().map(|value| value.abs()).sum::<f32>()
+    };
+    assert_eq!(row("user:ana"), 0.0);
+    assert!(row("user:ben") > 0.0);
+}
+
+/// Whether a run has saved `count` states below `folder`.
+fn states(folder: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let of = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if let Some(step) = name.strip_prefix("step-") {
+            return step.parse::<usize>().unwrap_or(0);
+        }
+        if path.is_dir() { states(&path) } else { 0 }
+    };
+    entries.map(of).max().unwrap_or(0)
+}
+
+#[test]
+fn a_killed_unlearning_resumes_to_the_same_bytes() {
+    let folder = folder();
+    let path = folder.path();
+    ok(path, &["fit", "--data", "events.csv"]);
+    let original = std::fs::read(path.join("model/model.safetensors")).unwrap();
+    let command = |to: &str| {
+        let set = ["--set", "unlearn.check_every=1", "--set", "unlearn.reextract=0"];
+        let args = ["unlearn", "--data", "events.csv", "--user-share", "0.2", "--to", to];
+        let runs = format!("runs-{to}");
+        let all = [&args[..], &set[..], &["--out", &runs], &SMALL[..]].concat();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cure"));
+        command.args(all).args(["--set", "unlearn.steps=40"]).current_dir(path);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+    };
+    assert!(command("whole").status().unwrap().success());
+    let whole = std::fs::read(path.join("whole/model.safetensors")).unwrap();
+    for (number, steps) in [1, 8, 20].into_iter().enumerate() {
+        let to = format!("killed{number}");
+        let mut child = command(&to).spawn().unwrap();
+        while states(&path.join(format!("runs-{to}"))) < steps {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap(); // SIGKILL
+        child.wait().unwrap();
+        assert_eq!(std::fs::read(path.join("model/model.safetensors")).unwrap(), original);
+        assert!(command(&to).arg("--resume").status().unwrap().success());
+        let resumed = std::fs::read(path.join(to).join("model.safetensors")).unwrap();
+        assert_eq!(resumed, whole, "killed at step {steps}");
+    }
+    assert_ne!(whole, original);
 }
 
 /// Weights with a missing or an additional tensor.

@@ -15,14 +15,20 @@ pub(crate) fn setting() -> Setting {
     for event in data.histories.iter_mut().flatten() {
         event.liked = event.item % 4 < 2;
     }
-    let config = DataConfig { history: 4, title_tokens: 2, ..DataConfig::default() };
+    let config = DataConfig {
+        history: 4,
+        title_tokens: 2,
+        item_tokens: false,
+        user_tokens: false,
+        ..DataConfig::default()
+    };
     Setting::new(&config, data, Seed::new(3)).unwrap()
 }
 
 #[test]
 fn a_window_holds_titles_and_answers_in_turn() {
     let titles = ["The Empire Strikes Back", "Empire of the Sun", "Heat"];
-    let vocabulary = Vocabulary::of_titles(titles.into_iter(), 2).unwrap();
+    let vocabulary = Vocabulary::of_titles(titles.into_iter(), 2);
     // "empire" and "the" are in two titles: the two rarest words stay, in order
     let words = |item: u32| -> Vec<&str> {
         vocabulary.item(item).iter().map(|&t| vocabulary.words[t as usize].as_str()).collect()
@@ -30,13 +36,13 @@ fn a_window_holds_titles_and_answers_in_turn() {
     assert_eq!(words(0), ["strikes", "back"]);
     assert_eq!(words(1), ["of", "sun"]);
     assert_eq!(words(2), ["heat", "<pad>"]);
-    let window = vocabulary.window(&[(2, true), (0, false)]);
+    let window = vocabulary.window(BOS, &[(2, true), (0, false)]);
     let heat = vocabulary.item(2)[0];
     let [strikes, back] = [vocabulary.item(0)[0], vocabulary.item(0)[1]];
     assert_eq!(window.ids, [BOS, heat, PAD, YES, strikes, back]);
     let asked: Vec<(usize, bool)> = window.answers.iter().map(|a| (a.position, a.liked)).collect();
     assert_eq!(asked, [(2, true), (5, false)]);
-    assert_eq!(vocabulary.prompt(&[(2, true), (0, false)]).answers, window.answers[1..]);
+    assert_eq!(window.clone().last_answers(1).answers, window.answers[1..]);
     assert_ne!(NO, YES);
 }
 

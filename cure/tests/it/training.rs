@@ -23,16 +23,17 @@ use cure::train::{fit, lm_config};
 use crate::data::setting;
 
 fn small() -> FitConfig {
-    FitConfig { epochs: 6, batch: 16, lr: 5e-3, weight_decay: 0.01 }
+    FitConfig { epochs: 6, batch: 16, lr: 5e-3, weight_decay: 0.01, unknown: 0.0, lora: None }
 }
 
 fn fitted(setting: &Setting, threads: usize) -> Lm {
     let model = ModelConfig { layers: 2, heads: 2, width: 16 };
-    let data = cure::config::DataConfig { history: 4, title_tokens: 2, ..Default::default() };
+    let data = cure::config::DataConfig { history: 4, ..Default::default() };
     let config = lm_config(&model, &data, &setting.vocabulary);
     let windows = setting.prompts().of_mask(&setting.mask);
     let workers = Workers::new(threads).unwrap();
-    fit(&config, &windows, &small(), Seed::new(1), &workers, None).unwrap().0
+    let lm = Lm::new(&config, Seed::new(1)).unwrap();
+    fit(lm, &windows, &small(), Seed::new(1), &workers, None).unwrap().0
 }
 
 fn bytes(lm: &Lm) -> BTreeMap<String, Vec<u32>> {
@@ -73,7 +74,7 @@ fn the_recommender_learns_repeats_itself_and_saves_a_model_that_evaluates_the_sa
     let users = setting.split.train_users();
     let records = setting.test_records(&users, 1_000);
     let prompts = setting.prompts();
-    let test = Part::new(records.iter().map(|window| prompts.of_record(window)).collect());
+    let test = Part::new(prompts.of_windows(&records));
     let workers = Workers::new(1).unwrap();
     let quality = test.quality(&lm, &workers).unwrap();
     assert!(quality.auc > 0.8, "{quality:?}");
@@ -147,13 +148,14 @@ fn an_interrupted_run_goes_on_to_the_same_bytes() {
 fn training_resumes_to_the_same_bytes() {
     let setting = setting();
     let model = ModelConfig { layers: 1, heads: 2, width: 16 };
-    let data = cure::config::DataConfig { history: 4, title_tokens: 2, ..Default::default() };
+    let data = cure::config::DataConfig { history: 4, ..Default::default() };
     let config = lm_config(&model, &data, &setting.vocabulary);
     let windows = setting.prompts().of_mask(&setting.mask);
     let workers = Workers::new(1).unwrap();
     let options = FitConfig { epochs: 2, ..small() };
     let run = |checkpoints: Option<&Checkpoints>| {
-        fit(&config, &windows, &options, Seed::new(1), &workers, checkpoints).unwrap()
+        let lm = Lm::new(&config, Seed::new(1)).unwrap();
+        fit(lm, &windows, &options, Seed::new(1), &workers, checkpoints).unwrap()
     };
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = Checkpoints::open(folder.path()).unwrap();
@@ -255,4 +257,46 @@ fn tuning_lowers_the_loss_it_is_tuned_on() {
     let tuned = tune(&lm, &windows, 20, 8, 1e-3, Seed::new(1), &workers).unwrap();
     let loss = |lm: &Lm| part.quality(lm, &workers).unwrap().log_loss;
     assert!(loss(&tuned) < loss(&lm));
+}
+
+#[test]
+fn a_language_models_layers_take_the_vocabulary_and_learn_by_adapters() {
+    use cure::model::tokens::{with_vocabulary, without_tokens};
+    let setting = setting();
+    for config in [
+        common::lm::LmConfig {
+            num_key_value_heads: 1,
+            ..common::lm::LmConfig::llama(50, 16, 2, 2, 64)
+        },
+        common::lm::LmConfig::gpt2(50, 16, 2, 2, 64),
+    ] {
+        let body = Lm::new(&config, Seed::new(1)).unwrap();
+        let pieces: Vec<Vec<u32>> =
+            (0..setting.vocabulary.len() as u32).map(|t| vec![t % 50, (t / 50) % 50]).collect();
+        let lm = with_vocabulary(&body, &pieces).unwrap();
+        let rows = lm.output_weight().to_vec2::<f32>().unwrap();
+        let old = body.output_weight().to_vec2::<f32>().unwrap();
+        assert!((rows[60][3] - (old[10][3] + old[1][3]) / 2.0).abs() < 1e-6);
+        assert!(with_vocabulary(&body, &[vec![50]]).is_err());
+        let windows = setting.prompts().of_mask(&setting.mask);
+        let lora = Some(Lora { rank: 4, alpha: 8.0 });
+        let options = FitConfig { lora, epochs: 2, lr: 1e-2, ..small() };
+        let workers = Workers::new(1).unwrap();
+        let (tuned, history) =
+            fit(lm.clone(), &windows, &options, Seed::new(1), &workers, None).unwrap();
+        assert!(history.loss[1] < history.loss[0], "{history:?}");
+        // adapters move the layers, not the tables
+        assert_eq!(tuned.output_weight().to_vec2::<f32>().unwrap(), rows);
+        // circuits and unlearning go on from there
+        let case = Case::new(&setting, &Request::UserShare { share: 0.2 }, Seed::new(1)).unwrap();
+        let corruption = Corruption::PprEvidence;
+        let (circuit, seed) = (circuit_config(), Seed::new(1));
+        let prepared =
+            prepare(&tuned, &setting, &case, &circuit, corruption, seed, &workers).unwrap();
+        assert_eq!(prepared.network.modules(), 6);
+        let erased = without_tokens(&tuned, &[7]).unwrap();
+        let after = erased.output_weight().to_vec2::<f32>().unwrap();
+        assert!(after[7].iter().all(|&value| value == 0.0));
+        assert_eq!(after[8], rows[8]);
+    }
 }

@@ -37,6 +37,9 @@ pub struct GraphEdge {
 const NODE_HEIGHT: f64 = 22.0;
 const ROW_HEIGHT: f64 = 64.0;
 const GAP: f64 = 12.0;
+/// What is under the pointer stands out.
+const HOVER: &str = ".edge:hover .line{stroke:#C8500A;stroke-opacity:1;stroke-width:4px}\
+                     .node:hover rect{stroke-width:3px}";
 /// Room of a legend's entry besides its name.
 const KEY: f64 = 36.0;
 
@@ -79,7 +82,7 @@ pub fn layered_graph(
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0}\" height=\"{1:.0}\" viewBox=\"0 0 \
          {0:.0} {1:.0}\" font-family=\"sans-serif\"><rect width=\"100%\" height=\"100%\" \
-         fill=\"#FFFFFF\"/>\n<defs><marker id=\"tip\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" \
+         fill=\"#FFFFFF\"/>\n<style>{HOVER}</style>\n<defs><marker id=\"tip\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" \
          markerUnits=\"userSpaceOnUse\" markerWidth=\"9\" markerHeight=\"9\" orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" \
          fill=\"#555555\"/></marker></defs>\n",
         size.0, size.1
@@ -113,12 +116,17 @@ pub fn layered_graph(
         let bend = (y1 - y2) / 2.0;
         let dash = if edge.dashed { " stroke-dasharray=\"5 4\"" } else { "" };
         let hint = escape(&edge.hint);
-        put(format_args!(
-            "<path d=\"M{x1:.1} {y1:.1}C{x1:.1} {:.1} {x2:.1} {:.1} {x2:.1} {y2:.1}\" fill=\"none\" \
-             stroke=\"#555555\" stroke-width=\"{stroke:.2}\" stroke-opacity=\"{alpha:.2}\"{dash} \
-             marker-end=\"url(#tip)\"><title>{hint}</title></path>\n",
+        let path = format!(
+            "d=\"M{x1:.1} {y1:.1}C{x1:.1} {:.1} {x2:.1} {:.1} {x2:.1} {y2:.1}\" fill=\"none\"",
             y1 - bend,
             y2 + bend
+        );
+        // the wide one is unseen and catches the pointer
+        put(format_args!(
+            "<g class=\"edge\"><title>{hint}</title><path {path} stroke=\"#FFFFFF\" \
+             stroke-opacity=\"0\" stroke-width=\"9\" pointer-events=\"stroke\"/><path {path} \
+             class=\"line\" stroke=\"#555555\" stroke-width=\"{stroke:.2}\" \
+             stroke-opacity=\"{alpha:.2}\"{dash} marker-end=\"url(#tip)\"/></g>\n"
         ));
     }
     for (node, &(x, y)) in nodes.iter().zip(&at) {
@@ -128,7 +136,7 @@ pub fn layered_graph(
         let text = escape(&fit(&node.label, SMALL, 150.0));
         let hint = escape(&node.hint);
         put(format_args!(
-            "<g><title>{hint}</title><rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{wide:.1}\" \
+            "<g class=\"node\"><title>{hint}</title><rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{wide:.1}\" \
              height=\"{NODE_HEIGHT}\" rx=\"5\" fill=\"#FFFFFF\"/><rect x=\"{left:.1}\" \
              y=\"{top:.1}\" width=\"{wide:.1}\" height=\"{NODE_HEIGHT}\" rx=\"5\" \
              fill=\"rgb({r},{g},{b})\" fill-opacity=\"0.22\" stroke=\"rgb({r},{g},{b})\"/><text \

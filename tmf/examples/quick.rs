@@ -20,9 +20,8 @@ fn main() -> common::Result<()> {
     let fitted = pipeline::fit(&prepared, &config, seed, seed, &kept, &workers)?;
     let (modalities, asked) = (prepared.switched(&config), queries(&catalogue));
     for used in [[true, true, true], [false, true, true]] {
-        let (model, prompter) = (&fitted.model, &prepared.prompter);
-        let scorer = Scorer { model, prompter, modalities: &modalities, used };
-        let scores = eval::score(&scorer, &asked, true, false, &workers)?;
+        let scorer = Scorer::new(&fitted.model, &prepared.prompter, &modalities).with(used);
+        let scores = eval::score(&scorer, &asked, false, false, &workers)?;
         let hits = eval::hits(&eval::ranks(&asked, &scores), 1);
         let share = hits.iter().sum::<f64>() / hits.len() as f64;
         println!("image, text, graph = {used:?}: hit rate at 1 = {share:.3}");

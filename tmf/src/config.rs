@@ -6,9 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::encoders::graph::LightGcnOptions;
+use crate::encoders::mbht::MbhtOptions;
 use crate::model::{CmaScope, FusionOptions, LmOptions, Used};
-use crate::prompt::PromptOptions;
-use crate::train::{StageOptions, TrainOptions};
+use crate::prompt::{Answer, PromptOptions};
+use crate::train::{Curriculum, StageOptions, TrainOptions};
 
 /// All options.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -24,8 +25,12 @@ pub struct Config {
     pub modalities: ModalityOptions,
     /// Adapters, CMA and AMSA.
     pub fusion: FusionOptions,
-    /// Graph encoder.
+    /// Which graph encoder gives items their graph vectors.
+    pub graph_encoder: GraphEncoder,
+    /// LightGCN, which also retrieves candidates.
     pub graph: LightGcnOptions,
+    /// MBHT.
+    pub mbht: MbhtOptions,
     /// Training.
     pub train: TrainOptions,
     /// Candidates and their ranking.
@@ -34,6 +39,17 @@ pub struct Config {
     pub input: InputOptions,
     /// Size of `bench`.
     pub bench: BenchOptions,
+}
+
+/// Graph encoders.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GraphEncoder {
+    /// LightGCN per behaviour, with the knowledge graph.
+    #[default]
+    LightGcn,
+    /// Multi-behaviour hypergraph transformer.
+    Mbht,
 }
 
 /// The vocabulary.
@@ -148,6 +164,8 @@ pub struct BenchOptions {
     pub variants: Vec<String>,
     /// Most epochs of BPR, GRU4Rec and SASRec; they stop early on the validation events.
     pub baseline_epochs: usize,
+    /// Warm-up steps of the models that answer by title; their fusion has a third of them.
+    pub title_steps: usize,
     /// Steps of the synthetic catalogues' models.
     pub synthetic_steps: usize,
     /// Rows of their steps.
@@ -160,20 +178,29 @@ pub struct BenchOptions {
     pub resamples: usize,
 }
 
+/// Ablations and models that answer by title.
+pub const VARIANTS: [&str; 12] = [
+    "without modalities",
+    "without text embedding",
+    "without graph",
+    "without CMA",
+    "without AMSA",
+    "without behaviour tokens",
+    "without curriculum",
+    "without warm-up",
+    "without own embeddings of item tokens",
+    "text-only LM",
+    "LLaRA-style",
+    "TMF, titles as answers",
+];
+
 impl Default for BenchOptions {
     fn default() -> Self {
         Self {
             users: 0,
-            variants: [
-                "text-only LM",
-                "LLaRA-style",
-                "without text embedding",
-                "without graph",
-                "without AMSA",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
+            variants: VARIANTS.map(str::to_owned).to_vec(),
             baseline_epochs: 40,
+            title_steps: 450,
             synthetic_steps: 1500,
             synthetic_batch: 32,
             synthetic_rate: 3e-3,
@@ -206,6 +233,7 @@ impl Config {
         config.prompt.history = 10;
         config.graph.steps = 5;
         config.graph.width = 16;
+        config.mbht = MbhtOptions { width: 16, layers: 1, steps: 5, batch: 8, ..config.mbht };
         config.train.warm_up = StageOptions { steps: 10, batch: 8, ..StageOptions::default() };
         config.train.fusion = StageOptions { steps: 10, batch: 8, ..config.train.fusion };
         config.rank.retrieved = 20;
@@ -213,6 +241,7 @@ impl Config {
             users: 60,
             variants: Vec::new(),
             baseline_epochs: 2,
+            title_steps: 6,
             synthetic_steps: 10,
             synthetic_users: 40,
             resamples: 200,
@@ -249,6 +278,7 @@ impl Config {
             ("lm.heads", self.lm.heads),
             ("fusion.width", self.fusion.width),
             ("fusion.heads", self.fusion.heads),
+            ("mbht.batch", self.mbht.batch),
             ("graph.width", self.graph.width),
             ("graph.batch", self.graph.batch),
             ("train.warm_up.batch", self.train.warm_up.batch),
@@ -286,6 +316,28 @@ impl Config {
                  is to predict; change one of them",
             ));
         }
+        if self.prompt.answer == Answer::Title && !self.prompt.titles {
+            return Err(Error::usage(
+                "prompt.answer = title with prompt.titles = false would show the model no title to \
+                 learn from; set prompt.titles = true",
+            ));
+        }
+        let tokens_alone =
+            self.train.warm_up.steps > 0 || self.train.curriculum != Curriculum::None;
+        if self.prompt.answer == Answer::Item && !self.lm.item_tokens && tokens_alone {
+            return Err(Error::usage(
+                "prompt.answer = item with lm.item_tokens = false leaves a level of tokens only with \
+                 nothing to answer by; set train.warm_up.steps = 0 and train.curriculum = none",
+            ));
+        }
+        let shares = [("dropout", self.train.dropout), ("hidden_tokens", self.train.hidden_tokens)];
+        for (key, share) in shares {
+            if !(0.0..1.0).contains(&share) {
+                return Err(Error::usage(format!(
+                    "train.{key} = {share}; use a share from 0 to below 1"
+                )));
+            }
+        }
         if !(self.lm.initial.is_finite() && self.lm.initial > 0.0) {
             let found = self.lm.initial;
             return Err(Error::usage(format!("lm.initial = {found}; use a positive number")));
@@ -310,7 +362,8 @@ impl Config {
     /// Longest row: instruction, history, candidates, answer.
     pub fn positions(&self) -> usize {
         let title = self.prompt.title_tokens + 3;
-        64 + title * (self.prompt.history + self.rank.candidates + 1)
+        let event = if self.prompt.titles { title } else { 3 };
+        64 + event * self.prompt.history + title * (self.rank.candidates + 1)
     }
 
     /// Scope of CMA.

@@ -88,6 +88,28 @@ pub fn softmax(scores: &[f64]) -> Vec<f64> {
     parts.into_iter().map(|part| part / total).collect()
 }
 
+/// The temperature under which the softmax of the scores gives the answers the highest likelihood
+/// (Guo et al. 2017): golden-section search of its logarithm between 1/20 and 20. 1 without questions.
+pub fn temperature(scores: &Scores, positives: &[usize]) -> f64 {
+    if positives.is_empty() {
+        return 1.0;
+    }
+    let loss = |log: f64| -> f64 {
+        let of = |(scores, &positive): (&Vec<f64>, &usize)| {
+            let scaled: Vec<f64> = scores.iter().map(|score| score / log.exp()).collect();
+            -softmax(&scaled)[positive].max(1e-300).ln()
+        };
+        scores.iter().zip(positives).map(of).sum()
+    };
+    let golden = (5f64.sqrt() - 1.0) / 2.0;
+    let (mut low, mut high) = (-20f64.ln(), 20f64.ln());
+    for _ in 0..40 {
+        let (a, b) = (high - golden * (high - low), low + golden * (high - low));
+        if loss(a) < loss(b) { high = b } else { low = a }
+    }
+    ((low + high) / 2.0).exp()
+}
+
 /// Per candidate of question `at`: each member's score minus its mean, over its deviation.
 fn features(members: &[&Scores], at: usize) -> Vec<Vec<f64>> {
     let candidates = members.first().map_or(0, |scores| scores[at].len());
@@ -188,6 +210,20 @@ mod tests {
         assert!(joint > hits(&a, &positives) + 20.0 && joint > hits(&b, &positives) + 20.0);
         let sums = ensemble.probabilities(&[&a, &b, &noise]);
         assert!(sums.iter().all(|p| (p.iter().sum::<f64>() - 1.0).abs() < 1e-9));
+    }
+
+    #[test]
+    fn a_temperature_undoes_a_scale() {
+        // the truth follows the softmax of these scores, so three times them asks for 3
+        let mut stream = Seed::new(2).stream("temperature");
+        let scores: Scores =
+            (0..4000).map(|_| (0..5).map(|_| 1.5 * stream.normal()).collect()).collect();
+        let positives: Vec<usize> =
+            scores.iter().map(|scores| stream.weighted(&softmax(scores))).collect();
+        let thrice = scores.iter().map(|s| s.iter().map(|x| 3.0 * x).collect()).collect();
+        assert!((temperature(&scores, &positives) - 1.0).abs() < 0.08);
+        assert!((temperature(&thrice, &positives) - 3.0).abs() < 0.24);
+        assert_eq!(temperature(&Vec::new(), &[]), 1.0);
     }
 
     #[test]

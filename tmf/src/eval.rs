@@ -10,8 +10,8 @@ use common::optim::Workers;
 use common::{Error, Result};
 
 use crate::data::Step;
-use crate::model::{Batch, Events, Modalities, Tmf, Used};
-use crate::prompt::{Prompter, Row};
+use crate::model::{Batch, Events, Modalities, Tmf, Used, View};
+use crate::prompt::{Answer, Prompter, Row};
 
 /// A model ready to rank: prompts, frozen embeddings, and which of them it may look at.
 #[derive(Debug, Clone, Copy)]
@@ -22,21 +22,71 @@ pub struct Scorer<'a> {
     pub prompter: &'a Prompter,
     /// Frozen embeddings.
     pub modalities: &'a Modalities,
-    /// Modalities that are used; all false = a text-only prompt.
+    /// Modalities that are used.
     pub used: Used,
+    /// Whether the own embeddings of item tokens are used.
+    pub tokens: bool,
 }
 
-impl Scorer<'_> {
-    fn batch(&self, row: &Row) -> Result<Batch> {
+/// Prompts of one pass in answers by item token.
+const PASS: usize = 32;
+
+impl<'a> Scorer<'a> {
+    /// Ranks with all that the model has.
+    pub fn new(model: &'a Tmf, prompter: &'a Prompter, modalities: &'a Modalities) -> Self {
+        Self { model, prompter, modalities, used: [true; 3], tokens: true }
+    }
+
+    /// The same with these modalities only.
+    pub fn with(self, used: Used) -> Self {
+        Self { used, ..self }
+    }
+
+    fn view(&self) -> Result<View> {
+        let view = self.model.view(self.used)?;
+        Ok(View { tokens: view.tokens.filter(|_| self.tokens), ..view })
+    }
+
+    fn batch(&self, rows: &[Row]) -> Result<Batch> {
         let v = &self.prompter.vocabulary;
-        let plain = self.model.fusion.is_none() || self.used == [false; 3];
-        Batch::new(&[row.parts()], v.pad, v.size(), plain.then_some(v.text_only))
+        let no_fusion = self.model.fusion.is_none() || self.used == [false; 3];
+        let plain = no_fusion && (self.model.items.is_none() || !self.tokens);
+        let parts: Vec<_> = rows.iter().map(Row::parts).collect();
+        Batch::new(&parts, v.pad, v.size(), plain.then_some(v.text_only))
+    }
+
+    /// Log-probability of each item of the catalogue as the answer by item token to each history:
+    /// one pass a history, whatever the number of items.
+    ///
+    /// # Errors
+    /// A prompt longer than the model's context; a model without item tokens and modalities.
+    pub fn item_log_probs(
+        &self,
+        histories: &[&[Step]],
+        workers: &Workers,
+    ) -> Result<Vec<Vec<f32>>> {
+        let view = self.view()?;
+        let all: Vec<u32> = (0..self.prompter.items() as u32).collect();
+        let vectors = self.model.item_vectors(self.modalities, &all, &view)?;
+        let vectors = vectors
+            .map(|v| v.detach())
+            .ok_or_else(|| Error::usage("answers by item token need item tokens or a modality"))?;
+        let passes: Vec<&[&[Step]]> = histories.chunks(PASS).collect();
+        let parts = workers.map(passes.len(), |pass| {
+            common::run::check_interrupt()?;
+            let rows: Vec<Row> =
+                passes[pass].iter().map(|h| self.prompter.example(h, None, 0, 0, false)).collect();
+            let batch = self.batch(&rows)?;
+            let logits = self.model.item_logits(&batch, self.modalities, &view, &vectors)?;
+            Ok(logits.to_vec2::<f32>()?.into_iter().map(log_softmax).collect::<Vec<_>>())
+        })?;
+        Ok(parts.into_iter().flatten().collect())
     }
 
     /// Runs the prompt but its last token, which every candidate is run with again.
     fn prefix(&self, row: &Row) -> Result<LmCache> {
-        let batch = self.batch(row)?;
-        let inputs = self.model.inputs(&batch, self.modalities, self.used)?;
+        let batch = self.batch(std::slice::from_ref(row))?;
+        let inputs = self.model.inputs(&batch, self.modalities, &self.view()?)?;
         let kept = row.ids.len() - 1;
         let ids = batch.ids.narrow(1, 0, kept)?;
         let inputs = inputs.map(|inputs| inputs.narrow(1, 0, kept)).transpose()?;
@@ -47,7 +97,7 @@ impl Scorer<'_> {
         Ok(cache)
     }
 
-    /// Log-likelihood of the title (with its end) of each item as the answer to the prompt, the
+    /// Answers by title: log-likelihood of the title (with its end) of each item as the answer to the prompt, the
     /// prompt run once for all of them; `(sum, tokens)` per item.
     ///
     /// # Errors
@@ -109,8 +159,8 @@ impl Scorer<'_> {
                 let mut row = prompt.clone();
                 row.ids.extend(&answer);
                 row.labels.extend(answer.iter().map(|&token| i64::from(token)));
-                let batch = self.batch(&row)?;
-                let inputs = self.model.inputs(&batch, self.modalities, self.used)?;
+                let batch = self.batch(&[row])?;
+                let inputs = self.model.inputs(&batch, self.modalities, &self.view()?)?;
                 let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
                 let log_probs = self.model.lm.token_log_probs(&batch.ids, pass)?;
                 let log_probs = log_probs.to_vec2::<f32>()?;
@@ -165,6 +215,13 @@ impl Scorer<'_> {
     }
 }
 
+fn log_softmax(logits: Vec<f32>) -> Vec<f32> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|&x| f64::from(x - top).exp()).sum();
+    let log_sum = top + total.ln() as f32;
+    logits.into_iter().map(|x| x - log_sum).collect()
+}
+
 /// What is asked of a ranker: a history and the items to order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query {
@@ -178,18 +235,29 @@ pub struct Query {
     pub positive: Option<usize>,
 }
 
-/// Scores of the items of every query by a model, over the workers. `listed`: the prompt shows the
-/// items. `mean`: per token instead of in sum.
+/// Per query, per item.
+pub type Likelihoods = Vec<Vec<f64>>;
+
+/// Log-likelihoods of the items of every query as answers, by item token or by title as the prompts
+/// are. For titles, `listed`: the prompt shows the items; `mean`: per token instead of in sum.
 ///
 /// # Errors
-/// As [`Scorer::log_likelihoods`].
+/// As [`Scorer::item_log_probs`] and [`Scorer::log_likelihoods`].
 pub fn score(
     scorer: &Scorer<'_>,
     queries: &[Query],
     listed: bool,
     mean: bool,
     workers: &Workers,
-) -> Result<Vec<Vec<f64>>> {
+) -> Result<Likelihoods> {
+    if scorer.prompter.options.answer == Answer::Item {
+        let histories: Vec<&[Step]> = queries.iter().map(|query| &query.history[..]).collect();
+        let rows = scorer.item_log_probs(&histories, workers)?;
+        let of = |(row, query): (Vec<f32>, &Query)| {
+            query.items.iter().map(|&item| f64::from(row[item as usize])).collect()
+        };
+        return Ok(rows.into_iter().zip(queries).map(of).collect());
+    }
     workers.map(queries.len(), |at| {
         common::run::check_interrupt()?;
         let query = &queries[at];

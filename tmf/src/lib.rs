@@ -15,17 +15,23 @@
 //! | Eqs. 4 and 5, AMSA | [`model::fusion::Fusion::events`] |
 //! | Eq. 6, the vector at the placeholder | [`model::fusion::Fusion::events`] |
 //! | candidates' vectors | [`model::fusion::Fusion::candidates`] |
+//! | item tokens: one vector on both sides of the LM | [`model::Tmf::item_vectors`] |
 //! | attention per modality | [`model::fusion::Fusion::modality_attention`] |
 //! | §3.3 prompt | [`prompt::Prompter`], tokens: [`tokens::Vocabulary`] |
 //! | §3.3 overwriting of placeholders | [`model::overwrite`] |
+//! | §3.4 loss | [`model::Tmf::loss`] |
 //! | §3.4 warm-up, fusion, three levels | [`train::stage`], [`train::Curriculum`] |
-//! | §3.5 graph encoder | [`encoders::graph::light_gcn`] |
-//! | §3.6 likelihood ranking | [`eval::Scorer::log_likelihoods`] |
+//! | §3.5 graph encoder, LightGCN per behaviour | [`encoders::graph::light_gcn`] |
+//! | §3.5 graph encoder, MBHT | [`encoders::mbht::Mbht`] |
+//! | Eqs. 7 and 8, gate and similarity; Eqs. 10 and 11 | [`encoders::mbht::Mbht`] |
+//! | hyperedges, Eq. 9 | [`encoders::mbht::hyperedges`], [`encoders::mbht::propagation`] |
+//! | §3.6 likelihood ranking by item token | [`eval::Scorer::item_log_probs`] |
+//! | §3.6 likelihood ranking by title | [`eval::Scorer::log_likelihoods`] |
 //! | §3.6 LLaRA's reading of an answer | [`eval::llara_choice`] |
 //! | §7 baselines | [`baselines`] |
 //! | §8 metrics | [`eval::hits`], [`eval::ndcg`] |
 //! | image encoder | [`encoders::efficientnet`] |
-//! | ours: ensemble with the graph model | [`ensemble::Ensemble`] |
+//! | ours: ensemble with the graph model, temperature | [`ensemble::Ensemble`], [`ensemble::temperature`] |
 //!
 //! [`pipeline`] goes from a data set to a trained model, [`store`] holds one on disk, [`mod@bench`] runs
 //! the comparison, [`cli`] holds the verbs.

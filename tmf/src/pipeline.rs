@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use crate::config::Config;
 use crate::data::{Dataset, Step};
 use crate::encoders::graph::{GraphEmbeddings, light_gcn, standardise};
-use crate::model::{Modalities, Modality, Tmf};
-use crate::prompt::Prompter;
+use crate::encoders::mbht::Mbht;
+use crate::model::{Modalities, Modality, Parts, Pool, Tmf};
+use crate::prompt::{Answer, Prompter};
 use crate::tokens::Vocabulary;
 use crate::train::{Material, Record, stage};
 
 /// Raise when a change of the code changes what training gives.
-const CODE: u32 = 1;
+const CODE: u32 = 2;
 
 /// A data set ready for training: what is trained on, prompts and frozen embeddings.
 #[derive(Debug)]
@@ -31,8 +32,10 @@ pub struct Prepared {
     pub data: Dataset,
     /// Training part of the sequences.
     pub train: Vec<Vec<Step>>,
-    /// Items that negatives are drawn from in training.
-    pub pool: Vec<u32>,
+    /// Items that negatives are drawn from in training, and that answers are looked for among.
+    pub pool: Pool,
+    /// Items that occur in the training part.
+    pub known: Vec<bool>,
     /// Prompts.
     pub prompter: Prompter,
     /// Frozen embeddings of all modalities that items have.
@@ -66,8 +69,11 @@ impl Prepared {
             modalities[at] = encoded.map(|e| modality(&e, &mut hashed)).transpose()?.flatten();
         }
         let prompter = Prompter::new(vocabulary, &data, config.prompt.clone())?;
+        let mut known = vec![false; data.items.len()];
+        train.iter().flatten().for_each(|step| known[step.item as usize] = true);
+        let pool = Pool::new(pool, data.items.len());
         let fingerprint = common::run::hash8(hashed.as_bytes());
-        Ok(Self { data, train, pool, prompter, modalities, fingerprint })
+        Ok(Self { data, train, pool, known, prompter, modalities, fingerprint })
     }
 
     fn material<'a>(&'a self, modalities: &'a Modalities, config: &Config) -> Material<'a> {
@@ -135,46 +141,42 @@ pub fn fit(
     let vocabulary = prepared.prompter.vocabulary.size();
     let lm_config = config.lm.config(vocabulary, config.positions());
     let train = &config.train;
-    let prompt = &prepared.prompter.options;
     let warm_options = json!({
-        "lm": config.lm, "prompt": prompt, "stage": train.warm_up, "rank": config.rank.candidates,
-        "rest": [json!(train.learn_history), json!(train.weight_decay), json!(train.clip),
-            json!(train.slices)],
+        "lm": config.lm, "prompt": prepared.prompter.options, "stage": train.warm_up,
+        "rank": config.rank.candidates,
+        "rest": [json!(train.learn_history), json!(train.dropout), json!(train.weight_decay),
+            json!(train.clip), json!(train.slices)],
     });
+    let by_item = config.prompt.answer == Answer::Item;
+    let tokens = Parts {
+        known: (by_item && config.lm.item_tokens).then_some(&prepared.known[..]),
+        ..Parts::default()
+    };
     let none: Modalities = [None, None, None];
     let warm_key = key(prepared, "warm-up", &warm_options, base);
-    let fresh = || Lm::new(&lm_config, base);
     let (tensors, warm_up): (BTreeMap<String, Tensor>, Vec<Record>) =
         kept.get_or_train("tmf-warm-up", &warm_key, |_| {
-            let model = Tmf::new(fresh()?, None, base)?;
+            let model = Tmf::new(Lm::new(&lm_config, base)?, tokens, base)?;
             let material = prepared.material(&none, config);
             let records = stage(&model, &material, train, false, base, workers)?;
             Ok((model.tensors()?, records))
         })?;
     let modalities = prepared.switched(config);
-    let widths = [0, 1, 2].map(|at| match &modalities[at] {
-        Some(modality) => modality.vectors.dim(1).ok(),
-        None => None,
-    });
-    let fusion = widths.iter().any(Option::is_some).then_some((
-        &config.fusion,
-        widths,
-        prepared.data.behaviours.len(),
-        config.prompt.history,
-    ));
-    let lm = Lm::new(&lm_config, base)?;
-    let model = Tmf::new(lm, fusion, seed)?;
-    let warm: BTreeMap<String, Tensor> = tensors
-        .iter()
-        .filter_map(|(name, t)| Some((name.strip_prefix("lm.")?.to_owned(), t.clone())))
-        .collect();
-    model.lm.parameters().load(&warm)?;
+    let widths = widths(&modalities);
+    let parts = Parts {
+        fusion: widths.iter().any(Option::is_some).then_some((&config.fusion, widths)),
+        behaviours: prepared.data.behaviours.len(),
+        history: config.prompt.history,
+        ..tokens
+    };
+    let model = Tmf::new(Lm::new(&lm_config, base)?, parts, seed)?;
+    model.load_tokens(&tensors)?;
     if train.fusion.steps == 0 {
         return Ok(Fitted { model, warm_up, fusion: Vec::new() });
     }
     let fusion_options = json!({
         "warm": warm_options, "stage": train.fusion, "curriculum": train.curriculum,
-        "fusion": config.fusion, "modalities": config.modalities,
+        "hidden": train.hidden_tokens, "fusion": config.fusion, "modalities": config.modalities,
     });
     let (tensors, fusion): (BTreeMap<String, Tensor>, Vec<Record>) =
         kept.get_or_train("tmf-fusion", &key(prepared, "fusion", fusion_options, seed), |_| {
@@ -184,6 +186,11 @@ pub fn fit(
         })?;
     model.load(&tensors)?;
     Ok(Fitted { model, warm_up, fusion })
+}
+
+/// Width of each modality that is there.
+pub fn widths(modalities: &Modalities) -> [Option<usize>; 3] {
+    [0, 1, 2].map(|at| modalities[at].as_ref().and_then(|m| m.vectors.dim(1).ok()))
 }
 
 /// Graph embeddings trained on the training part, or those kept from before.
@@ -219,6 +226,44 @@ pub fn graph(
         Array2::from_shape_vec((rows, width), values).map_err(|error| Error::Bug(error.to_string()))
     };
     Ok(GraphEmbeddings { users: array("users")?, items: array("items")?, present, weights })
+}
+
+/// MBHT trained on the training part, or the one kept from before.
+///
+/// # Errors
+/// As [`Mbht::fit`].
+pub fn mbht(
+    data: &Dataset,
+    train: &[Vec<Step>],
+    config: &Config,
+    seed: Seed,
+    kept: &Trained,
+    workers: &Workers,
+) -> Result<Mbht> {
+    let hashed = common::run::hash8(format!("{train:?}{:?}", data.target).as_bytes());
+    let key = json!({ "code": CODE, "data": hashed, "options": config.mbht, "seed": seed });
+    let (items, behaviours, options) = (data.items.len(), data.behaviours.len(), &config.mbht);
+    let (tensors, ()): (BTreeMap<String, Tensor>, ()) =
+        kept.get_or_train("tmf-mbht", &key, |_| {
+            let model = Mbht::fit(train, items, behaviours, data.target, options, seed, workers)?;
+            Ok((model.parameters().tensors(), ()))
+        })?;
+    Mbht::from_tensors(items, behaviours, options, tensors)
+}
+
+/// The graph modality that MBHT gives: the vectors of the items that occur in training.
+///
+/// # Errors
+/// None but bugs.
+pub fn mbht_vectors(model: &Mbht, train: &[Vec<Step>]) -> Result<Encoded> {
+    let vectors = model.item_vectors()?;
+    let (rows, width) = vectors.dims2()?;
+    let values = vectors.flatten_all()?.to_vec1::<f32>()?;
+    let vectors = Array2::from_shape_vec((rows, width), values)
+        .map_err(|error| Error::Bug(error.to_string()))?;
+    let mut present = vec![false; rows];
+    train.iter().flatten().for_each(|step| present[step.item as usize] = true);
+    Ok((vectors, present))
 }
 
 /// MiniLM vectors of the items' texts; items without text have none.

@@ -1,8 +1,13 @@
 //! Prompts: history, optional candidates, answer (§3.3 of our reconstruction, after LLaRA).
 //!
-//! An event is `<b_x> title [ItemEmb]` where the prompt names the target behaviour, and
-//! `<next> title <b_x> [ItemEmb]` where any behaviour may come next, so that the token before a
-//! title never tells what is to be predicted. A candidate is `title [CansEmb]`.
+//! | answer | target behaviour named | any behaviour |
+//! |---|---|---|
+//! | item token | `<b_x> [ItemEmb] …`, then `<b_target>` asks | `<b_x> [ItemEmb] …`, the last token asks |
+//! | title | `<b_x> title [ItemEmb] … Answer: <b_target>` | `<next> title <b_x> [ItemEmb] … Answer: <next>` |
+//!
+//! The token that asks for an item never tells its behaviour unless the prompt names it. Titles of
+//! the history can stand before item tokens, too ([`PromptOptions::titles`]). A listed candidate is
+//! `title [CansEmb]`.
 
 use common::Result;
 use schemars::JsonSchema;
@@ -22,6 +27,18 @@ pub const TEMPLATES: [[&str; 3]; 3] = [
     ["Given these items:", "\nPick one of the following:", "\nIt is:"],
 ];
 
+/// What names the answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The item's token, whose vector is fused from the item's modalities on the input and on the
+    /// output side. One pass scores the whole catalogue.
+    #[default]
+    Item,
+    /// The words of the title, as LLaRA does.
+    Title,
+}
+
 /// Form of the prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -32,11 +49,21 @@ pub struct PromptOptions {
     pub title_tokens: usize,
     /// Whether history entries and the answer carry behaviour tokens.
     pub behaviour_tokens: bool,
+    /// What names the answer.
+    pub answer: Answer,
+    /// Whether the titles of the history stand in the prompt as words. Answers by title need them.
+    pub titles: bool,
 }
 
 impl Default for PromptOptions {
     fn default() -> Self {
-        Self { history: 20, title_tokens: 10, behaviour_tokens: true }
+        Self {
+            history: 50,
+            title_tokens: 10,
+            behaviour_tokens: true,
+            answer: Answer::Item,
+            titles: false,
+        }
     }
 }
 
@@ -64,6 +91,8 @@ pub struct Row {
     pub events: Vec<(usize, u32, u32)>,
     /// Position of `[CansEmb]` and the candidate.
     pub candidates: Vec<(usize, u32)>,
+    /// Position whose output is to be an item, and that item; for answers by item token.
+    pub asked: Vec<(usize, u32)>,
 }
 
 impl Row {
@@ -74,6 +103,7 @@ impl Row {
             labels: &self.labels,
             events: &self.events,
             candidates: &self.candidates,
+            asked: &self.asked,
         }
     }
 
@@ -114,6 +144,11 @@ impl Prompter {
         Ok(Self { titles, templates, target: data.target, vocabulary, options })
     }
 
+    /// Items of the catalogue.
+    pub fn items(&self) -> usize {
+        self.titles.len()
+    }
+
     /// Tokens of an item's title.
     pub fn title(&self, item: u32) -> &[u32] {
         &self.titles[item as usize]
@@ -126,8 +161,8 @@ impl Prompter {
         tokens
     }
 
-    /// The prompt up to the token after which the answer's title begins. `learn_history` marks the
-    /// titles of the history as targets too: each is the answer to the prompt before it.
+    /// The prompt up to the token that asks for the answer. `learn_history` makes targets of the
+    /// history's items too: each is the answer to the prompt before it.
     pub fn prompt(
         &self,
         history: &[Step],
@@ -136,12 +171,20 @@ impl Prompter {
         learn_history: bool,
     ) -> Row {
         let v = &self.vocabulary;
+        let by_title = self.options.answer == Answer::Title;
         let [intro, question, answer] = &self.templates[template % self.templates.len()];
         let mut row = Row::default();
         row.extend(intro, false);
         for &step in &history[history.len().saturating_sub(self.options.history)..] {
-            row.push(self.query(step.behaviour), false);
-            row.extend(self.title(step.item), learn_history);
+            if let Some(query) = self.query(step.behaviour) {
+                row.push(query, false);
+            }
+            if learn_history && !by_title && !row.events.is_empty() {
+                row.asked.push((row.ids.len() - 1, step.item));
+            }
+            if self.options.titles {
+                row.extend(self.title(step.item), learn_history && by_title);
+            }
             if self.options.behaviour_tokens && self.target.is_none() {
                 row.push(v.behaviours[step.behaviour as usize], false);
             }
@@ -156,8 +199,12 @@ impl Prompter {
                 row.push(v.candidate, false);
             }
         }
-        row.extend(answer, false);
-        row.push(self.query(self.target.unwrap_or(0)), false);
+        if by_title {
+            row.extend(answer, false);
+        }
+        if let Some(query) = self.query(self.target.unwrap_or(0)) {
+            row.push(query, false);
+        }
         row
     }
 
@@ -171,17 +218,21 @@ impl Prompter {
         learn_history: bool,
     ) -> Row {
         let mut row = self.prompt(history, candidates, template, learn_history);
-        row.extend(&self.answer(target), true);
+        match self.options.answer {
+            Answer::Item => row.asked.push((row.ids.len() - 1, target)),
+            Answer::Title => row.extend(&self.answer(target), true),
+        }
         row
     }
 
-    /// The token before a title.
-    fn query(&self, behaviour: u32) -> u32 {
-        match self.target {
-            Some(_) if self.options.behaviour_tokens => {
-                self.vocabulary.behaviours[behaviour as usize]
+    /// The token that asks for an item, where the form has one.
+    fn query(&self, behaviour: u32) -> Option<u32> {
+        match (self.target, self.options.answer) {
+            (Some(_), _) if self.options.behaviour_tokens => {
+                Some(self.vocabulary.behaviours[behaviour as usize])
             }
-            _ => self.vocabulary.next,
+            (None, Answer::Item) => None,
+            _ => Some(self.vocabulary.next),
         }
     }
 

@@ -7,15 +7,17 @@ use std::path::Path;
 use candle_core::Tensor;
 use common::files::atomic_write;
 use common::lm::Lm;
+use common::optim::Workers;
 use common::rng::Seed;
 use common::weights::Safetensors;
 use common::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::data::{Dataset, Item};
-use crate::eval::Scorer;
-use crate::model::{GRAPH, MODALITIES, Modalities, Modality, Tmf};
+use crate::data::{Dataset, Item, Part, Question};
+use crate::ensemble::temperature;
+use crate::eval::{self, Query, Scorer};
+use crate::model::{GRAPH, MODALITIES, Modalities, Modality, Parts, Tmf};
 use crate::prompt::Prompter;
 use crate::tokens::Vocabulary;
 
@@ -35,6 +37,10 @@ pub struct Card {
     pub encoders: [Option<String>; 3],
     /// Whether each item has each modality.
     pub present: [Option<Vec<bool>>; 3],
+    /// Items that occur in training, for a model with item tokens.
+    pub known: Option<Vec<bool>>,
+    /// What log-likelihoods are divided by before they become probabilities.
+    pub temperature: f64,
 }
 
 /// A model that can rank.
@@ -59,12 +65,30 @@ impl Stored {
 
     /// Ranks with all modalities.
     pub fn scorer(&self) -> Scorer<'_> {
-        Scorer {
-            model: &self.model,
-            prompter: &self.prompter,
-            modalities: &self.modalities,
-            used: [true; 3],
+        Scorer::new(&self.model, &self.prompter, &self.modalities)
+    }
+
+    /// Learns the temperature on the validation events of `data`, among the items that would be
+    /// retrieved and the one that came.
+    ///
+    /// # Errors
+    /// Those of scoring.
+    pub fn calibrate(&mut self, data: &Dataset, workers: &Workers) -> Result<()> {
+        let rank = &self.card.config.rank;
+        let mut queries = Vec::new();
+        for question in data.questions(Part::Valid) {
+            let ids: Vec<u32> = question.history.iter().map(|step| step.item).collect();
+            let mut items = self.retrieve(&ids, rank.retrieved)?;
+            items.retain(|&item| item != question.answer);
+            items.push(question.answer);
+            let positive = Some(items.len() - 1);
+            let Question { user, history, .. } = question;
+            queries.push(Query { user, history, items, positive });
         }
+        let scores = eval::score(&self.scorer(), &queries, false, rank.mean, workers)?;
+        let positives: Vec<usize> = queries.iter().filter_map(|query| query.positive).collect();
+        self.card.temperature = temperature(&scores, &positives);
+        Ok(())
     }
 
     /// Items by how near their graph vectors are to the mean of the history's (item order where
@@ -134,29 +158,31 @@ impl Stored {
         let tensors: BTreeMap<String, Tensor> =
             Safetensors::open(&path)?.float_tensors()?.into_iter().collect();
         let mut modalities: Modalities = [None, None, None];
-        let mut widths = [None; 3];
         for at in 0..3 {
             let Some(present) = &card.present[at] else { continue };
             let name = format!("vectors.{}", MODALITIES[at]);
             let vectors =
                 tensors.get(&name).ok_or_else(|| bad(&path, format!("no tensor {name}")))?;
-            let (rows, width) = vectors.dims2()?;
+            let rows = vectors.dim(0)?;
             if rows != card.items.len() || present.len() != rows {
                 let found = format!("{name} has {rows} rows for {} items", card.items.len());
                 return Err(bad(&path, found));
             }
-            widths[at] = Some(width);
             modalities[at] = Some(Modality { vectors: vectors.clone(), present: present.clone() });
         }
-        let config = &card.config;
+        let (config, widths) = (&card.config, crate::pipeline::widths(&modalities));
+        if card.known.as_ref().is_some_and(|known| known.len() != card.items.len()) {
+            let found = format!("known has another length than the {} items", card.items.len());
+            return Err(bad(&folder.join("model.json"), found));
+        }
         let lm = Lm::new(&config.lm.config(vocabulary.size(), config.positions()), Seed::new(0))?;
-        let fusion = widths.iter().any(Option::is_some).then_some((
-            &config.fusion,
-            widths,
-            card.behaviours.len(),
-            config.prompt.history,
-        ));
-        let model = Tmf::new(lm, fusion, Seed::new(0))?;
+        let parts = Parts {
+            fusion: widths.iter().any(Option::is_some).then_some((&config.fusion, widths)),
+            behaviours: card.behaviours.len(),
+            history: config.prompt.history,
+            known: card.known.as_deref(),
+        };
+        let model = Tmf::new(lm, parts, Seed::new(0))?;
         model.load(&tensors)?;
         let items = card.items.iter().cloned();
         let data = Dataset {

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Step;
 use crate::model::fusion::{GROUPS, group_of, reaches};
-use crate::model::{Batch, CmaScope, GRAPH, Modalities, TEXT, Tmf, Used};
-use crate::prompt::{Prompter, Row};
+use crate::model::{Batch, CmaScope, GRAPH, Modalities, Pool, TEXT, Tmf, Used, View, mask};
+use crate::prompt::{Answer, Prompter, Row};
 
 /// How hard the prompts are over the steps of the fusion stage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,7 +28,7 @@ pub enum Curriculum {
 /// What a batch's prompts hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// L1: titles and behaviour tokens.
+    /// L1: tokens only (titles or item tokens, behaviour tokens).
     Text,
     /// L2: one modality as well, through its adapter.
     One,
@@ -63,13 +63,13 @@ pub struct StageOptions {
     /// Peak learning rate; linear warm-up over a twentieth of the steps, then half a cosine to 0
     /// (LLaRA's schedule).
     pub learning_rate: f64,
-    /// Share of batches whose prompts list candidates.
+    /// Share of batches whose prompts list candidates; for answers by title.
     pub listed: f64,
 }
 
 impl Default for StageOptions {
     fn default() -> Self {
-        Self { steps: 500, batch: 32, learning_rate: 4e-3, listed: 0.2 }
+        Self { steps: 400, batch: 64, learning_rate: 4e-3, listed: 0.0 }
     }
 }
 
@@ -83,9 +83,14 @@ pub struct TrainOptions {
     pub fusion: StageOptions,
     /// Levels of stage 2.
     pub curriculum: Curriculum,
-    /// Whether the titles of the history are targets too. The answer alone is the paper's; this
-    /// gives thirty targets a row instead of one and is what makes training from scratch possible.
+    /// Whether the items of the history are targets too. The answer alone is LLaRA's; this gives
+    /// tens of targets a row instead of one and is what makes training from scratch possible.
     pub learn_history: bool,
+    /// Dropout of the LM's input and of its output.
+    pub dropout: f64,
+    /// Share of items whose token's own embedding is hidden, drawn anew each step, so that the
+    /// modalities learn to speak for items that nobody has touched.
+    pub hidden_tokens: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest norm of the gradient.
@@ -98,12 +103,14 @@ impl Default for TrainOptions {
     fn default() -> Self {
         Self {
             warm_up: StageOptions::default(),
-            fusion: StageOptions { steps: 150, learning_rate: 2e-3, ..StageOptions::default() },
+            fusion: StageOptions { steps: 400, learning_rate: 2e-3, ..StageOptions::default() },
             curriculum: Curriculum::ThreeStage,
             learn_history: true,
+            dropout: 0.2,
+            hidden_tokens: 0.2,
             weight_decay: 0.01,
             clip: 1.0,
-            slices: 4,
+            slices: 2,
         }
     }
 }
@@ -115,8 +122,8 @@ pub struct Material<'a> {
     pub prompter: &'a Prompter,
     /// Training part of every user's events.
     pub sequences: &'a [Vec<Step>],
-    /// Items that may be drawn as negatives.
-    pub pool: &'a [u32],
+    /// Items that may be drawn as negatives, and that the softmax over item tokens is over.
+    pub pool: &'a Pool,
     /// Candidates a listed prompt has.
     pub candidates: usize,
     /// Frozen embeddings.
@@ -173,7 +180,7 @@ impl<'a> Sampler<'a> {
         let sequence = &material.sequences[user as usize];
         let answer = sequence[at as usize].item;
         let candidates = listed.then(|| {
-            let pool = material.pool;
+            let pool = &material.pool.items;
             let mut items = vec![answer];
             let mut tries = 0;
             while items.len() < material.candidates && tries < 50 * material.candidates {
@@ -211,7 +218,7 @@ impl Groups {
         };
         let mut parts = vec![(None, AdamW::new(model.lm.parameters(), adamw))];
         for group in 0..GROUPS.len() {
-            let own = model.fusion_parameters.filter(|name| group_of(name) == group);
+            let own = model.added.filter(|name| group_of(name) == group);
             if !own.is_empty() {
                 parts.push((Some(group), AdamW::new(&own, adamw)));
             }
@@ -219,12 +226,13 @@ impl Groups {
         Self { parts }
     }
 
-    /// The groups that a batch reaches; text-only batches leave the fusion as it is.
-    fn reached(&mut self, used: Option<Used>, listed: bool, scope: CmaScope) -> Vec<&mut AdamW> {
-        let wanted = |group: &Option<usize>| match (group, used) {
-            (None, _) => true,
-            (Some(_), None) => false,
-            (Some(group), Some(used)) => reaches(*group, used, listed, scope),
+    /// The groups that a batch reaches; batches of tokens only leave the fusion as it is.
+    fn reached(&mut self, used: Used, candidates: bool, scope: CmaScope) -> Vec<&mut AdamW> {
+        let wanted = |group: &Option<usize>| match *group {
+            None => true,
+            Some(group) if GROUPS[group] == "items." => true,
+            Some(_) if used == [false; 3] => false,
+            Some(group) => reaches(group, used, candidates, scope),
         };
         self.parts.iter_mut().filter(|(group, _)| wanted(group)).map(|(_, adamw)| adamw).collect()
     }
@@ -241,6 +249,18 @@ pub fn used_at(level: Level, modalities: &Modalities) -> Option<Used> {
         }
         Level::All => Some(there),
     }
+}
+
+/// What a training step looks at: `hidden` of the item tokens are left out.
+fn training_view(model: &Tmf, used: Used, hidden: f64, stream: &mut Stream) -> Result<View> {
+    let tokens = model.items.as_ref().map(|items| {
+        // without a modality, an item without its token would be nothing
+        let hidden = if used == [false; 3] { 0.0 } else { hidden };
+        let shown: Vec<bool> =
+            items.known.iter().map(|&known| known && !stream.chance(hidden)).collect();
+        mask(&shown)
+    });
+    Ok(View { used, tokens: tokens.transpose()? })
 }
 
 /// Runs one stage on the model in place and returns its losses. `fusion` = false: text only
@@ -268,6 +288,7 @@ pub fn stage(
     let mut records = Vec::new();
     let (mut sum, mut count) = (0.0, 0);
     let v = &material.prompter.vocabulary;
+    let by_item = material.prompter.options.answer == Answer::Item;
     for step in 0..stage.steps {
         run::check_interrupt()?;
         let f = step as f64 / stage.steps as f64;
@@ -277,8 +298,10 @@ pub fn stage(
                 [Level::Text, Level::One, Level::All][stream.weighted(&curriculum.probabilities(f))]
             }
         };
-        let used = used_at(level, material.modalities);
-        let listed = stream.chance(stage.listed);
+        let used = used_at(level, material.modalities).unwrap_or_default();
+        let view = training_view(model, used, options.hidden_tokens, &mut stream)?;
+        let plain = used == [false; 3] && view.tokens.is_none();
+        let listed = !by_item && stream.chance(stage.listed);
         let template = stream.below(crate::prompt::TEMPLATES.len());
         let mut rows: Vec<Row> =
             (0..stage.batch).map(|_| sampler.row(listed, template, &mut stream)).collect();
@@ -289,17 +312,19 @@ pub fn stage(
             .chunks(per_slice)
             .map(|rows| {
                 let parts: Vec<_> = rows.iter().map(Row::parts).collect();
-                Batch::new(&parts, v.pad, v.size(), used.is_none().then_some(v.text_only))
+                Batch::new(&parts, v.pad, v.size(), plain.then_some(v.text_only))
             })
             .collect::<Result<Vec<_>>>()?;
         let targets: usize = batches.iter().map(|batch| batch.targets).sum();
-        let mut reached = groups.reached(used, listed, material.scope);
+        let mut reached = groups.reached(used, listed || by_item, material.scope);
         let parameters = reached
             .iter()
             .try_fold(Parameters::default(), |all, adamw| all.join(adamw.parameters().clone()))?;
         let loss_of = |slice: usize| {
             let batch = &batches[slice];
-            let loss = model.loss(batch, material.modalities, used.unwrap_or_default())?;
+            let dropout = (options.dropout > 0.0)
+                .then(|| (options.dropout, seed.stream(&format!("dropout/{name}/{step}/{slice}"))));
+            let loss = model.loss(batch, material.modalities, &view, material.pool, dropout)?;
             Ok((loss * (batch.targets as f64 / targets as f64))?)
         };
         let (loss, mut gradients) = workers.gradients(&parameters, batches.len(), loss_of)?;

@@ -1,5 +1,6 @@
 //! `bench`: the paper's comparison on ML-100k and on synthetic catalogues whose truth is known.
 
+mod ablations;
 mod movielens;
 mod ranking;
 pub mod synthetic;
@@ -57,6 +58,11 @@ impl Context {
             folder: folder.to_owned(),
             workers: Workers::new(threads)?,
         })
+    }
+
+    /// The first seed, for what is trained once.
+    fn base(&self) -> Seed {
+        Seed::new(self.seeds.first().copied().unwrap_or(0))
     }
 }
 

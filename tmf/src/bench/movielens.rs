@@ -7,16 +7,14 @@ use common::report::{Figure, Report, Role, Row, plot};
 use common::rng::Seed;
 use common::{Error, Result, stats};
 
-use super::{Context, Line, over_seeds, ranking, row};
+use super::{Context, Line, ablations, over_seeds, ranking, row};
 use crate::baselines::{self, Baseline, FullScores};
-use crate::config::Config;
-use crate::data::{Dataset, Part, Question, candidates, movielens};
-use crate::encoders::graph::GraphEmbeddings;
+use crate::config::{Config, GraphEncoder};
+use crate::data::{Dataset, Part, Question, Step, candidates, movielens};
 use crate::ensemble::{Ensemble, Scores};
 use crate::eval::{self, Query, Scorer};
-use crate::model::{CmaScope, GRAPH, MODALITIES, Modalities, TEXT, Used};
+use crate::model::{GRAPH, MODALITIES, Modalities, TEXT};
 use crate::pipeline::{self, Encoded, Fitted, Prepared};
-use crate::train::Curriculum;
 
 pub(super) const DATASET: &str = "ml-100k, 20 candidates";
 const CLAIM: &str = "three modalities fused into an LLM rank the next item first";
@@ -34,8 +32,14 @@ pub(super) struct Scored {
     pub(super) test: Vec<Scores>,
 }
 
-/// A baseline with its scores on the candidates and on the whole catalogue at test.
-pub(super) type Other = (Baseline, Scored, FullScores);
+/// A baseline.
+pub(super) struct Other {
+    pub(super) baseline: Baseline,
+    /// On the candidates.
+    pub(super) scored: Scored,
+    /// On the whole catalogue at test, one per training.
+    pub(super) full: Vec<FullScores>,
+}
 
 pub(super) struct Table<'a> {
     pub(super) report: &'a mut Report,
@@ -53,7 +57,7 @@ impl Table<'_> {
         seeds.map(|(queries, scores)| credit(&eval::ranks(queries, scores))).collect()
     }
 
-    fn add(
+    pub(super) fn add(
         &mut self,
         method: &str,
         role: Role,
@@ -77,7 +81,34 @@ impl Table<'_> {
     }
 }
 
-fn blank(method: &str, role: Role) -> Row {
+impl Table<'_> {
+    /// Mean difference in HR@1 over the same users and candidate lists.
+    pub(super) fn difference(
+        &mut self,
+        name: &str,
+        role: Role,
+        ours: &Scored,
+        floor: &str,
+        theirs: &Scored,
+    ) {
+        let hits = |scored: &Scored| over_seeds(&self.credits(scored, |r| eval::hits(r, 1)));
+        let (ours, theirs) = (hits(ours), hits(theirs));
+        let mut stream = Seed::new(0).stream(&format!("paired/{name}/{floor}"));
+        let paired = stats::paired_bootstrap(&ours, &theirs, self.resamples, &mut stream);
+        self.report.rows.push(Row {
+            claim: format!("hr@1 above that of {floor}"),
+            metric: "paired difference in hr@1".into(),
+            mean: Some(paired.difference),
+            ci95: Some(paired.ci95),
+            seeds: self.asked.test.len(),
+            n: ours.len(),
+            note: Some(format!("p = {:.4}, bootstrap over users", paired.p)),
+            ..blank(&format!("{name} minus {floor}"), role)
+        });
+    }
+}
+
+pub(super) fn blank(method: &str, role: Role) -> Row {
     Row {
         paper: "tmf".into(),
         claim: CLAIM.into(),
@@ -108,7 +139,7 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     let text = pipeline::text(&data, &encoder.with_cache(&context.encoded)?)?;
     let questions = [data.questions(Part::Valid), data.questions(Part::Test)];
     let asked = ask(&data, &questions, config, context)?;
-    let base = Seed::new(context.seeds.first().copied().unwrap_or(0));
+    let base = context.base();
     let started = Instant::now();
     let train = data.before(Part::Valid);
     let graph = pipeline::graph(&data, &train, config, base, &context.kept)?;
@@ -121,97 +152,111 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         test: asked.test.iter().map(|queries| by_graph(queries)).collect(),
     };
     table.add("LightGCN per behaviour", Role::Baseline, &light_gcn, None, started);
-    let others = models_over_ids(&mut table, &data, &questions, config, context, base)?;
+    let others = models_over_ids(&mut table, &data, &questions, config, context)?;
 
-    let encoded = |graph: &GraphEmbeddings| -> [Option<Encoded>; 3] {
-        [None, Some(text.clone()), Some((graph.items.clone(), graph.present.clone()))]
+    let by_mbht = mbht(&mut table, &data, &questions, &train, config, context)?;
+    let vectors: Encoded = match config.graph_encoder {
+        GraphEncoder::LightGcn => (graph.items.clone(), graph.present.clone()),
+        GraphEncoder::Mbht => by_mbht,
     };
+    let encoded = || [None, Some(text.clone()), Some(vectors.clone())];
     let pool: Vec<u32> = (0..data.items.len() as u32).collect();
-    let prepared = Prepared::new(data.clone(), train.clone(), pool, encoded(&graph), config)?;
-    let modalities = prepared.switched(config);
+    let prepare = |config: &Config| {
+        Prepared::new(data.clone(), train.clone(), pool.clone(), encoded(), config)
+    };
+    let prepared = prepare(config)?;
     let started = Instant::now();
     let fitted: Vec<Fitted> = context
         .seeds
         .iter()
         .map(|&seed| {
             let seed = Seed::new(seed);
-            pipeline::fit(&prepared, config, base, seed, &context.kept, &context.workers)
+            pipeline::fit(&prepared, config, seed, seed, &context.kept, &context.workers)
         })
         .collect::<Result<_>>()?;
-    let all = |modalities: &Modalities, used: Used, listed: bool| {
-        let score = |at: usize, queries: &[Query]| {
-            let model = &fitted[at].model;
-            let scorer = Scorer { model, prompter: &prepared.prompter, modalities, used };
-            eval::score(&scorer, queries, listed, config.rank.mean, &context.workers)
+    let ours = Ours { config, context, prepared: &prepared, fitted: &fitted };
+    let modalities = prepared.switched(config);
+    let all = ours.score(&asked, &modalities, |scorer| scorer)?;
+    let note = "answers by item token; a small LM trained from scratch in place of Llama2-7B; no \
+                images exist for this data, so image is absent";
+    table.add("TMF", Role::Paper, &all, Some(note.into()), started);
+    let ensemble = ensembles(&mut table, &all, &light_gcn, &others)?;
+    ablations::controls(&mut table, &ours, &modalities)?;
+    ablations::trained_again(&mut table, config, context, &prepare)?;
+    ablations::titles(&mut table, config, context, &prepare)?;
+    ablations::contributions(&mut table, &ours, &modalities)?;
+    ranking::calibration(&mut table, &all)?;
+    let known =
+        [("TMF", Role::Paper, &all), ("LightGCN per behaviour", Role::Baseline, &light_gcn)];
+    let sasrec = others.iter().find(|other| other.baseline == Baseline::Sasrec);
+    let sasrec = sasrec.map(|other| ("SASRec", Role::Baseline, &other.scored));
+    ranking::cold_slice(&mut table, &data, known.into_iter().chain(sasrec));
+    ranking::full(&mut table, &ours, &questions[1], &graph, &others, &ensemble)?;
+    figures(report, &ours, &asked)
+}
+
+/// The trained models with what they need to rank.
+pub(super) struct Ours<'a> {
+    pub(super) config: &'a Config,
+    pub(super) context: &'a Context,
+    pub(super) prepared: &'a Prepared,
+    /// One per seed.
+    pub(super) fitted: &'a [Fitted],
+}
+
+impl Ours<'_> {
+    /// The model of a seed looking at `modalities`.
+    pub(super) fn scorer<'b>(&'b self, seed: usize, modalities: &'b Modalities) -> Scorer<'b> {
+        Scorer::new(&self.fitted[seed].model, &self.prepared.prompter, modalities)
+    }
+
+    /// Scores of the validation queries by the first seed's model and of each seed's test queries by
+    /// its own; `change` says what the scorers look at.
+    pub(super) fn score(
+        &self,
+        asked: &Asked,
+        modalities: &Modalities,
+        change: impl for<'b> Fn(Scorer<'b>) -> Scorer<'b>,
+    ) -> Result<Scored> {
+        let score = |seed: usize, queries: &[Query]| {
+            let scorer = change(self.scorer(seed, modalities));
+            eval::score(&scorer, queries, false, false, &self.context.workers)
         };
         let seeds = asked.test.iter().enumerate();
-        Ok::<_, Error>(Scored {
+        Ok(Scored {
             valid: score(0, &asked.valid)?,
             test: seeds.map(|(at, queries)| score(at, queries)).collect::<Result<_>>()?,
         })
-    };
-    let listed = all(&modalities, [true; 3], true)?;
-    let note = "the prompt lists the candidates, ranked by likelihood; a small LM trained from \
-                scratch in place of Llama2-7B; no images exist for this data, so image is absent";
-    table.add("TMF", Role::Paper, &listed, Some(note.into()), started);
-    let started = Instant::now();
-    let open = all(&modalities, [true; 3], false)?;
-    let note = Some("the prompt ends after the history; the same models".to_owned());
-    table.add("TMF, candidates not listed", Role::Ours, &open, note, started);
-    ensembles(&mut table, &open, &light_gcn, &others)?;
+    }
+}
 
+/// MBHT alone, as a baseline; returns its item vectors.
+fn mbht(
+    table: &mut Table<'_>,
+    data: &Dataset,
+    questions: &[Vec<Question>; 2],
+    train: &[Vec<Step>],
+    config: &Config,
+    context: &Context,
+) -> Result<Encoded> {
     let started = Instant::now();
-    for which in [TEXT, GRAPH] {
-        let name = MODALITIES[which];
-        let removed = all(&modalities, [0, 1, 2].map(|at| at != which), false)?;
-        let note = Some("the same models, candidates not listed".to_owned());
-        let method = format!("{name} removed at test");
-        table.add(&method, Role::Control, &removed, note.clone(), started);
-        let changed = all(&shuffled(&modalities, which, base)?, [true; 3], false)?;
-        let method = format!("{name} shuffled across items at test");
-        table.add(&method, Role::Control, &changed, note, started);
-    }
-    for (name, role, changed) in variants(config) {
-        if !config.bench.variants.iter().any(|wanted| wanted == name) {
-            let why = format!("left out in this profile; add \"{name}\" to bench.variants");
-            table.report.rows.push(blank(name, role).not_run(&why));
-            continue;
-        }
-        let started = Instant::now();
-        let other = (changed.prompt != config.prompt)
-            .then(|| {
-                let pool = prepared.pool.clone();
-                Prepared::new(data.clone(), train.clone(), pool, encoded(&graph), &changed)
-            })
-            .transpose()?;
-        let prepared = other.as_ref().unwrap_or(&prepared);
-        let fitted =
-            pipeline::fit(prepared, &changed, base, base, &context.kept, &context.workers)?;
-        let modalities = prepared.switched(&changed);
-        let scorer = Scorer {
-            model: &fitted.model,
-            prompter: &prepared.prompter,
-            modalities: &modalities,
-            used: [true; 3],
-        };
-        let score = |queries: &Vec<Query>| {
-            eval::score(&scorer, queries, false, config.rank.mean, &context.workers)
-        };
-        let test = asked.test.iter().map(score).collect::<Result<_>>()?;
-        let note = Some("one training, all candidate files, candidates not listed".to_owned());
-        table.add(name, role, &Scored { valid: Vec::new(), test }, note, started);
-    }
-    let scorer = Scorer {
-        model: &fitted[0].model,
-        prompter: &prepared.prompter,
-        modalities: &modalities,
-        used: [true; 3],
+    let seed = context.base();
+    let model = pipeline::mbht(data, train, config, seed, &context.kept, &context.workers)?;
+    let histories: Vec<&[Step]> = questions[1].iter().map(|q| &q.history[..]).collect();
+    let full = model.scores(&histories, data.target)?;
+    let test = table.asked.test.iter().map(|queries| pick(&full, queries)).collect();
+    let note = Some("our hypergraph transformer; one training, all candidate files".to_owned());
+    let scored = Scored { valid: Vec::new(), test };
+    table.add("MBHT", Role::Baseline, &scored, note, started);
+    pipeline::mbht_vectors(&model, train)
+}
+
+/// Scores of each query's items.
+fn pick(full: &FullScores, queries: &[Query]) -> Scores {
+    let score = |(row, query): (&Vec<f32>, &Query)| {
+        query.items.iter().map(|&item| f64::from(row[item as usize])).collect()
     };
-    ranking::cold_slice(&mut table, &data, &open, &light_gcn);
-    ranking::full(&mut table, config, context, &questions[1], &graph, &scorer, &others)?;
-    ranking::generation(&mut table, config, context, &scorer)?;
-    ranking::shared_prefix(&mut table, &scorer)?;
-    figures(report, &prepared, &fitted[0], &scorer, &asked)
+    full.iter().zip(queries).map(score).collect()
 }
 
 /// Draws the candidate lists and writes those of the test to the run's folder.
@@ -248,171 +293,102 @@ fn models_over_ids(
     questions: &[Vec<Question>; 2],
     config: &Config,
     context: &Context,
-    seed: Seed,
 ) -> Result<Vec<Other>> {
     let mut others = Vec::new();
     for baseline in Baseline::ALL {
         let started = Instant::now();
         let both = [&questions[0][..], &questions[1][..]];
         let epochs = config.bench.baseline_epochs;
-        let [valid, test] = baselines::scores(baseline, data, both, epochs, seed, &context.kept)?;
-        let pick = |full: &FullScores, queries: &[Query]| -> Scores {
-            let score = |(row, query): (&Vec<f32>, &Query)| {
-                query.items.iter().map(|&item| f64::from(row[item as usize])).collect()
-            };
-            full.iter().zip(queries).map(score).collect()
-        };
+        // the one to beat is trained as often as ours
+        let trained = if baseline == Baseline::Sasrec { context.seeds.len() } else { 1 };
+        let answers = context.seeds[..trained]
+            .iter()
+            .map(|&seed| {
+                baselines::scores(baseline, data, both, epochs, Seed::new(seed), &context.kept)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let of = |seed: usize| &answers[seed.min(trained - 1)];
         let asked = table.asked;
+        let tests = asked.test.iter().enumerate();
         let scored = Scored {
-            valid: pick(&valid, &asked.valid),
-            test: asked.test.iter().map(|queries| pick(&test, queries)).collect(),
+            valid: pick(&of(0)[0], &asked.valid),
+            test: tests.map(|(seed, queries)| pick(&of(seed)[1], queries)).collect(),
         };
-        let note = baseline.is_seeded().then(|| "one training, all candidate files".to_owned());
+        let once = baseline.is_seeded() && trained == 1;
+        let note = once.then(|| "one training, all candidate files".to_owned());
         let role = if baseline == Baseline::Random { Role::Control } else { Role::Baseline };
         table.add(baseline.name(), role, &scored, note, started);
-        others.push((baseline, scored, test));
+        let full = answers.into_iter().map(|[_, test]| test).collect();
+        others.push(Other { baseline, scored, full });
     }
     Ok(others)
 }
 
-/// The ablation switches of §3.2, and the text-only and LLaRA-style models.
-fn variants(config: &Config) -> Vec<(&'static str, Role, Config)> {
-    let changed = |change: &dyn Fn(&mut Config)| {
-        let mut config = config.clone();
-        change(&mut config);
-        config
-    };
-    let (baseline, ablation) = (Role::Baseline, Role::Ablation);
-    vec![
-        (
-            "text-only LM",
-            baseline,
-            changed(&|c| {
-                (c.modalities.image, c.modalities.text, c.modalities.graph) = (false, false, false);
-            }),
-        ),
-        (
-            "LLaRA-style",
-            baseline,
-            changed(&|c| {
-                (c.modalities.image, c.modalities.text) = (false, false);
-                (c.fusion.cma, c.fusion.amsa) = (CmaScope::Off, false);
-                c.fusion.behaviours = false;
-                c.train.curriculum = Curriculum::Linear;
-            }),
-        ),
-        ("without text embedding", ablation, changed(&|c| c.modalities.text = false)),
-        ("without graph", ablation, changed(&|c| c.modalities.graph = false)),
-        ("without CMA", ablation, changed(&|c| c.fusion.cma = CmaScope::Off)),
-        ("without AMSA", ablation, changed(&|c| c.fusion.amsa = false)),
-        (
-            "without behaviour tokens",
-            ablation,
-            changed(&|c| (c.prompt.behaviour_tokens, c.fusion.behaviours) = (false, false)),
-        ),
-        ("without curriculum", ablation, changed(&|c| c.train.curriculum = Curriculum::None)),
-        ("without warm-up", ablation, changed(&|c| c.train.warm_up.steps = 0)),
-    ]
-}
+/// Members of the ensembles: ours and what it is joined with.
+pub(super) const MEMBERS: [&str; 4] = ["TMF", "LightGCN", "item-kNN", "SASRec"];
 
-/// Rows of one modality permuted among the items.
-pub(super) fn shuffled(modalities: &Modalities, which: usize, seed: Seed) -> Result<Modalities> {
-    let mut changed = modalities.clone();
-    if let Some(modality) = &mut changed[which] {
-        let count = modality.present.len();
-        let order = seed.stream(&format!("shuffle/{which}")).permutation(count);
-        let ids: Vec<u32> = order.iter().map(|&at| at as u32).collect();
-        let ids = candle_core::Tensor::new(&ids[..], &candle_core::Device::Cpu)?;
-        modality.vectors = modality.vectors.index_select(&ids, 0)?;
-        modality.present = order.iter().map(|&at| modality.present[at]).collect();
-    }
-    Ok(changed)
-}
-
-/// Ensembles learnt on validation, the same without the LM, and paired differences to the floors.
+/// Ensembles learnt on validation, the same without TMF, and paired differences. Returns the full
+/// ensemble, in the order of [`MEMBERS`].
 fn ensembles(
     table: &mut Table<'_>,
-    open: &Scored,
+    tmf: &Scored,
     light_gcn: &Scored,
     others: &[Other],
-) -> Result<()> {
+) -> Result<Ensemble> {
     let positives: Vec<usize> =
         table.asked.valid.iter().map(|query| query.positive.unwrap_or(0)).collect();
     let of = |wanted: Baseline| {
-        let found = others.iter().find(|other| other.0 == wanted).map(|other| &other.1);
+        let found = others.iter().find(|other| other.baseline == wanted);
+        let found = found.map(|other| &other.scored);
         found.ok_or_else(|| Error::Bug(format!("{} was not scored", wanted.name())))
     };
-    let (tmf, gcn) = (("TMF", open), ("LightGCN", light_gcn));
-    let (knn, sasrec) =
-        (("item-kNN", of(Baseline::TunedItemKnn)?), ("SASRec", of(Baseline::Sasrec)?));
+    let all = [tmf, light_gcn, of(Baseline::TunedItemKnn)?, of(Baseline::Sasrec)?];
     let sets = [
-        ("TMF + LightGCN", Role::Ours, vec![tmf, gcn]),
-        ("TMF + LightGCN + item-kNN", Role::Ours, vec![tmf, gcn, knn]),
-        ("TMF + LightGCN + item-kNN + SASRec", Role::Ours, vec![tmf, gcn, knn, sasrec]),
-        ("LightGCN + item-kNN + SASRec, no TMF", Role::Control, vec![gcn, knn, sasrec]),
+        ("TMF + LightGCN", Role::Ours, vec![0, 1]),
+        ("TMF + LightGCN + item-kNN + SASRec", Role::Ours, vec![0, 1, 2, 3]),
+        ("LightGCN + item-kNN + SASRec, no TMF", Role::Control, vec![1, 2, 3]),
     ];
-    let mut joint: Vec<(&str, Scored)> = Vec::new();
+    let mut joint: Vec<(&str, Scored, Ensemble)> = Vec::new();
     for (name, role, members) in sets {
         let started = Instant::now();
-        let valid: Vec<&Scores> = members.iter().map(|m| &m.1.valid).collect();
+        let valid: Vec<&Scores> = members.iter().map(|&m| &all[m].valid).collect();
         let ensemble = Ensemble::fit(&valid, &positives)?;
         let test = (0..table.asked.test.len())
             .map(|seed| {
-                let scores: Vec<&Scores> = members.iter().map(|m| &m.1.test[seed]).collect();
+                let scores: Vec<&Scores> = members.iter().map(|&m| &all[m].test[seed]).collect();
                 ensemble.scores(&scores)
             })
             .collect();
         let pairs = members.iter().zip(&ensemble.weights);
         let weights: Vec<String> =
-            pairs.map(|((name, _), weight)| format!("{name} {weight:.2}")).collect();
+            pairs.map(|(&member, weight)| format!("{} {weight:.2}", MEMBERS[member])).collect();
         let scored = Scored { valid: ensemble.scores(&valid), test };
         let note = Some(format!("weights learnt on validation: {}", weights.join(", ")));
         table.add(name, role, &scored, note, started);
-        joint.push((name, scored));
+        joint.push((name, scored, ensemble));
     }
-    let hits = |table: &Table<'_>, scored: &Scored| {
-        over_seeds(&table.credits(scored, |ranks| eval::hits(ranks, 1)))
-    };
-    let control = hits(table, &joint[3].1);
+    let (knn, sasrec) = (of(Baseline::ItemKnn)?, of(Baseline::Sasrec)?);
+    let (knn_name, sasrec_name) = (Baseline::ItemKnn.name(), Baseline::Sasrec.name());
+    let (pair, full, without) = (&joint[0], &joint[1], &joint[2]);
     let compared = [
-        ("TMF, candidates not listed", open),
-        (joint[0].0, &joint[0].1),
-        (joint[1].0, &joint[1].1),
-        (joint[2].0, &joint[2].1),
+        ("TMF", tmf, knn_name, knn),
+        ("TMF", tmf, sasrec_name, sasrec),
+        (pair.0, &pair.1, sasrec_name, sasrec),
+        (full.0, &full.1, sasrec_name, sasrec),
+        (full.0, &full.1, without.0, &without.1),
     ];
-    let mut differences = Vec::new();
-    for (name, scored) in compared {
-        let ours = hits(table, scored);
-        for floor in [Baseline::ItemKnn, Baseline::Sasrec] {
-            differences.push((name, ours.clone(), floor.name(), hits(table, of(floor)?)));
-        }
+    for (name, ours, floor, theirs) in compared {
+        table.difference(name, Role::Ours, ours, floor, theirs);
     }
-    differences.push((joint[2].0, hits(table, &joint[2].1), joint[3].0, control));
-    for (name, ours, floor, theirs) in differences {
-        let mut stream = Seed::new(0).stream(&format!("paired/{name}/{floor}"));
-        let paired = stats::paired_bootstrap(&ours, &theirs, table.resamples, &mut stream);
-        table.report.rows.push(Row {
-            claim: format!("hr@1 above that of {floor}"),
-            metric: "paired difference in hr@1".into(),
-            mean: Some(paired.difference),
-            ci95: Some(paired.ci95),
-            seeds: table.asked.test.len(),
-            n: ours.len(),
-            note: Some(format!("p = {:.4}, bootstrap over users", paired.p)),
-            ..blank(&format!("{name} minus {floor}"), Role::Ours)
-        });
-    }
-    Ok(())
+    let full = joint.swap_remove(1);
+    Ok(full.2)
 }
 
 /// Comparison, training curves and what the fusion looks at.
-fn figures(
-    report: &mut Report,
-    prepared: &Prepared,
-    fitted: &Fitted,
-    scorer: &Scorer<'_>,
-    asked: &Asked,
-) -> Result<()> {
+fn figures(report: &mut Report, ours: &Ours<'_>, asked: &Asked) -> Result<()> {
+    let (prepared, fitted) = (ours.prepared, &ours.fitted[0]);
+    let modalities = prepared.switched(ours.config);
+    let scorer = ours.scorer(0, &modalities);
     let shown = |r: &&Row| r.dataset == DATASET && r.metric == "hr@1" && r.mean.is_some();
     let rows: Vec<&Row> = report.rows.iter().filter(shown).collect();
     let labels = plot::Labels { title: "Hit rate at 1 on ML-100k", x: "hr@1", y: "" };
@@ -421,7 +397,7 @@ fn figures(
     report.figures.push(Figure::new("ML-100k hit rate at 1", caption, svg));
     let mut lines = Vec::new();
     let mut offset = 0.0;
-    for (name, records) in [("warm-up on text", &fitted.warm_up), ("fusion", &fitted.fusion)] {
+    for (name, records) in [("warm-up on tokens", &fitted.warm_up), ("fusion", &fitted.fusion)] {
         let points: Vec<(f64, f64)> =
             records.iter().map(|r| (offset + r.step as f64, r.loss)).collect();
         offset += records.last().map_or(0.0, |r| r.step as f64);
@@ -430,7 +406,7 @@ fn figures(
         }
     }
     if !lines.is_empty() {
-        let labels = plot::Labels { title: "Training", x: "step", y: "cross-entropy per token" };
+        let labels = plot::Labels { title: "Training", x: "step", y: "cross-entropy per item" };
         let svg = plot::lines(labels, &lines);
         report.figures.push(Figure::new("training curve", "Mean loss of 25 steps each.", svg));
     }

@@ -6,15 +6,21 @@ use std::time::Instant;
 use common::report::{Role, Row};
 use common::{Error, Result, metrics};
 
-use super::movielens::{DATASET, Other, Scored, Table};
+use super::movielens::{DATASET, MEMBERS, Other, Ours, Scored, Table, blank};
 use super::{Context, Line, row};
+use crate::baselines::Baseline;
 use crate::config::Config;
-use crate::data::{Dataset, Part, Question};
+use crate::data::{Dataset, Part, Question, Step};
 use crate::encoders::graph::GraphEmbeddings;
+use crate::ensemble::{Ensemble, Scores, softmax, temperature};
 use crate::eval::{self, Query, Scorer};
 
 /// The questions whose answer has at most five training events.
-pub(super) fn cold_slice(table: &mut Table<'_>, data: &Dataset, open: &Scored, light_gcn: &Scored) {
+pub(super) fn cold_slice<'a>(
+    table: &mut Table<'_>,
+    data: &Dataset,
+    methods: impl Iterator<Item = (&'a str, Role, &'a Scored)>,
+) {
     let started = Instant::now();
     let rare = eval::rare_items(&data.before(Part::Valid), data.items.len(), 5);
     let answers = table.asked.test[0].iter().enumerate();
@@ -25,34 +31,78 @@ pub(super) fn cold_slice(table: &mut Table<'_>, data: &Dataset, open: &Scored, l
     if keep.is_empty() {
         return;
     }
-    for (method, role, scored) in [
-        ("TMF, candidates not listed", Role::Ours, open),
-        ("LightGCN per behaviour", Role::Baseline, light_gcn),
-    ] {
-        let credits = table.credits(scored, |ranks| eval::hits(ranks, 1));
-        let credits: Vec<Vec<f64>> =
-            credits.iter().map(|seed| keep.iter().map(|&at| seed[at]).collect()).collect();
-        let line = Line {
-            dataset: "ml-100k, answers with at most 5 training events",
-            claim: "cold items",
-            method,
-            role,
-            metric: "hr@1",
-            note: None,
-        };
-        table.report.rows.push(row(&line, &credits, table.resamples, started));
+    for (method, role, scored) in methods {
+        for (metric, k) in [("hr@1", 1), ("hr@5", 5)] {
+            let credits = table.credits(scored, |ranks| eval::hits(ranks, k));
+            let credits: Vec<Vec<f64>> =
+                credits.iter().map(|seed| keep.iter().map(|&at| seed[at]).collect()).collect();
+            let line = Line {
+                dataset: "ml-100k, answers with at most 5 training events",
+                claim: "cold items",
+                method,
+                role,
+                metric,
+                note: None,
+            };
+            table.report.rows.push(row(&line, &credits, table.resamples, started));
+        }
     }
 }
 
-/// All unseen items: the graph model retrieves, the LM orders anew.
+/// How far the probability of the first of 20 candidates is from how often it is right, before and
+/// after a temperature learnt on validation.
+pub(super) fn calibration(table: &mut Table<'_>, all: &Scored) -> Result<()> {
+    let started = Instant::now();
+    let positives = |queries: &[Query]| -> Vec<usize> {
+        queries.iter().map(|query| query.positive.unwrap_or(0)).collect()
+    };
+    let learnt = temperature(&all.valid, &positives(&table.asked.valid));
+    for (method, temperature) in
+        [("TMF, probabilities as they are", 1.0), ("TMF, temperature from validation", learnt)]
+    {
+        let errors: Vec<f64> = table
+            .asked
+            .test
+            .iter()
+            .zip(&all.test)
+            .map(|(queries, scores)| {
+                let tops = scores.iter().zip(positives(queries)).map(|(scores, positive)| {
+                    let scaled: Vec<f64> = scores.iter().map(|s| s / temperature).collect();
+                    let shares = softmax(&scaled);
+                    let top = (0..shares.len()).max_by(|&a, &b| shares[a].total_cmp(&shares[b]));
+                    let top = top.unwrap_or(0);
+                    (top == positive, shares[top])
+                });
+                let (right, sure): (Vec<bool>, Vec<f64>) = tops.unzip();
+                metrics::ece(&right, &sure)
+            })
+            .collect();
+        let (mean, sd) = common::stats::mean_sd(&errors);
+        table.report.rows.push(Row {
+            claim: "the probability of a recommendation is how often it is right".into(),
+            metric: "calibration error of the first".into(),
+            higher_is_better: false,
+            mean: Some(mean),
+            sd: (errors.len() > 1).then_some(sd),
+            seeds: errors.len(),
+            n: table.asked.test[0].len(),
+            note: Some(format!("temperature {temperature:.2}")),
+            seconds: Some(started.elapsed().as_secs_f64()),
+            ..blank(method, Role::Ours)
+        });
+    }
+    Ok(())
+}
+
+/// All unseen items: every method alone, the graph model's retrieval re-ranked by TMF, and the
+/// ensemble.
 pub(super) fn full(
     table: &mut Table<'_>,
-    config: &Config,
-    context: &Context,
+    ours: &Ours<'_>,
     questions: &[Question],
     graph: &GraphEmbeddings,
-    scorer: &Scorer<'_>,
     others: &[Other],
+    ensemble: &Ensemble,
 ) -> Result<()> {
     let started = Instant::now();
     let items = graph.items.nrows() as u32;
@@ -63,52 +113,84 @@ pub(super) fn full(
             (0..items).filter(|item| !seen.contains(item)).collect()
         })
         .collect();
-    let rank_all = |score: &dyn Fn(usize, &[u32]) -> Vec<f64>| -> Vec<Option<f64>> {
-        let one = |(at, question): (usize, &Question)| {
-            let place = unseen[at].iter().position(|&item| item == question.answer)?;
-            Some(metrics::rank_of(&score(at, &unseen[at]), place))
-        };
-        questions.iter().enumerate().map(one).collect()
-    };
-    let mut ranked = vec![(
-        "LightGCN per behaviour".to_owned(),
-        Role::Baseline,
-        rank_all(&|at, items| graph.scores(questions[at].user, items)),
-    )];
-    for (baseline, _, full) in others {
-        let score = |at: usize, items: &[u32]| -> Vec<f64> {
-            items.iter().map(|&item| f64::from(full[at][item as usize])).collect()
-        };
-        ranked.push((baseline.name().into(), Role::Baseline, rank_all(&score)));
-    }
-    let queries: Vec<Query> = questions
+    let places: Vec<Option<usize>> = questions
         .iter()
         .zip(&unseen)
-        .map(|(question, items)| {
-            let scores = graph.scores(question.user, items);
-            let mut order: Vec<usize> = (0..items.len()).collect();
-            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-            order.truncate(config.rank.retrieved);
-            let items: Vec<u32> = order.into_iter().map(|at| items[at]).collect();
-            let positive = items.iter().position(|&item| item == question.answer);
-            Query { user: question.user, history: question.history.clone(), items, positive }
-        })
+        .map(|(question, items)| items.iter().position(|&item| item == question.answer))
         .collect();
-    let scores = eval::score(scorer, &queries, false, config.rank.mean, &context.workers)?;
-    let name = format!("LightGCN retrieves {}, TMF re-ranks", config.rank.retrieved);
-    ranked.push((name, Role::Ours, eval::ranks(&queries, &scores)));
-    for (method, role, ranks) in ranked {
-        let metrics = [("hr@10", eval::hits(&ranks, 10)), ("ndcg@10", eval::ndcg(&ranks, 10))];
-        for (metric, credits) in metrics {
+    let ranks = |scores: &Scores| -> Vec<Option<f64>> {
+        let pairs = scores.iter().zip(&places);
+        pairs.map(|(scores, place)| Some(metrics::rank_of(scores, (*place)?))).collect()
+    };
+    let pick = |full: &[Vec<f32>]| -> Scores {
+        let pairs = full.iter().zip(&unseen);
+        let of = |(row, items): (&Vec<f32>, &Vec<u32>)| {
+            items.iter().map(|&item| f64::from(row[item as usize])).collect()
+        };
+        pairs.map(of).collect()
+    };
+    let by_graph: Scores = questions
+        .iter()
+        .zip(&unseen)
+        .map(|(question, items)| graph.scores(question.user, items))
+        .collect();
+    let gcn = "LightGCN per behaviour".to_owned();
+    let mut ranked = vec![(gcn, Role::Baseline, vec![ranks(&by_graph)])];
+    for other in others {
+        let seeds = other.full.iter().map(|full| ranks(&pick(full))).collect();
+        ranked.push((other.baseline.name().into(), Role::Baseline, seeds));
+    }
+    let modalities = ours.prepared.switched(ours.config);
+    let histories: Vec<&[Step]> = questions.iter().map(|question| &question.history[..]).collect();
+    let scores = (0..ours.fitted.len())
+        .map(|seed| {
+            let scorer = ours.scorer(seed, &modalities);
+            Ok(pick(&scorer.item_log_probs(&histories, &ours.context.workers)?))
+        })
+        .collect::<Result<Vec<Scores>>>()?;
+    ranked.push(("TMF".into(), Role::Paper, scores.iter().map(ranks).collect()));
+    let retrieved = ours.config.rank.retrieved;
+    let reranked = |scores: &Scores| -> Vec<Option<f64>> {
+        let one = |at: usize| {
+            let mut order: Vec<usize> = (0..unseen[at].len()).collect();
+            let by = &by_graph[at];
+            order.sort_by(|&a, &b| by[b].total_cmp(&by[a]).then(a.cmp(&b)));
+            order.truncate(retrieved);
+            let place = order.iter().position(|&item| Some(item) == places[at])?;
+            let scores: Vec<f64> = order.iter().map(|&item| scores[at][item]).collect();
+            Some(metrics::rank_of(&scores, place))
+        };
+        (0..unseen.len()).map(one).collect()
+    };
+    let name = format!("LightGCN retrieves {retrieved}, TMF re-ranks");
+    ranked.push((name, Role::Ours, scores.iter().map(reranked).collect()));
+    let of = |wanted: Baseline, seed: usize| {
+        let found = others.iter().find(|other| other.baseline == wanted);
+        let found = found.and_then(|other| other.full.get(seed).or(other.full.first()));
+        found.map(|full| pick(full)).ok_or_else(|| Error::Bug("a member was not scored".into()))
+    };
+    let joint = (0..scores.len())
+        .map(|seed| {
+            let (knn, sasrec) = (of(Baseline::TunedItemKnn, seed)?, of(Baseline::Sasrec, seed)?);
+            Ok(ranks(&ensemble.scores(&[&scores[seed], &by_graph, &knn, &sasrec])))
+        })
+        .collect::<Result<_>>()?;
+    ranked.push((MEMBERS.join(" + "), Role::Ours, joint));
+    for (method, role, seeds) in ranked {
+        for (metric, gain) in [("hr@10", false), ("ndcg@10", true)] {
+            let credit = |ranks: &Vec<Option<f64>>| {
+                if gain { eval::ndcg(ranks, 10) } else { eval::hits(ranks, 10) }
+            };
+            let credits: Vec<Vec<f64>> = seeds.iter().map(credit).collect();
             let line = Line {
                 dataset: "ml-100k, full ranking",
-                claim: "candidates from the graph model, re-ranked by the LLM",
+                claim: "the whole catalogue is ranked",
                 method: &method,
                 role,
                 metric,
                 note: None,
             };
-            table.report.rows.push(row(&line, &[credits], table.resamples, started));
+            table.report.rows.push(row(&line, &credits, table.resamples, started));
         }
     }
     Ok(())
@@ -120,6 +202,8 @@ pub(super) fn generation(
     config: &Config,
     context: &Context,
     scorer: &Scorer<'_>,
+    method: &str,
+    role: Role,
 ) -> Result<()> {
     let started = Instant::now();
     let queries = &table.asked.test[0];
@@ -134,8 +218,8 @@ pub(super) fn generation(
             paper: "tmf".into(),
             claim: "the generated answer names one candidate".into(),
             dataset: DATASET.into(),
-            method: "TMF, greedy generation".into(),
-            role: Role::Paper,
+            method: format!("{method}, greedy generation"),
+            role,
             metric: metric.into(),
             mean: Some(value),
             n: queries.len(),

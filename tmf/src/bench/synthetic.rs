@@ -6,7 +6,7 @@ use common::report::{Figure, Report, Role};
 use common::rng::Seed;
 use common::{Error, Result};
 
-use super::movielens::shuffled;
+use super::ablations::shuffled;
 use super::{Context, Line, row};
 use crate::config::Config;
 use crate::data::synthetic::{CANDIDATES, Catalogue, Signal, Sizes, generate};
@@ -22,28 +22,26 @@ const WIDTH: usize = 48;
 /// Side of the drawn pictures.
 const SIDE: usize = 24;
 
-/// The model of a synthetic catalogue: the same code in a smaller size, candidates always listed.
+/// The model of a synthetic catalogue: the same code in a smaller size, without item tokens.
 pub fn sized(config: &Config) -> Config {
     let mut c = config.clone();
     c.lm.hidden = c.lm.hidden.min(64);
     c.lm.inner = 2 * c.lm.hidden;
-    c.lm.layers = 2;
-    c.lm.heads = 2;
     c.fusion.width = c.fusion.width.min(32);
-    c.vocabulary.merges = 600;
+    c.vocabulary.merges = 0;
     c.prompt.history = 5;
     c.prompt.title_tokens = 4;
     c.rank.candidates = CANDIDATES;
-    c.train.learn_history = false;
+    // test users see items of which training knows nothing, so only modalities can speak
+    c.lm.item_tokens = false;
     c.train.curriculum = Curriculum::None;
-    let stage = StageOptions {
+    c.train.warm_up.steps = 0;
+    c.train.fusion = StageOptions {
         steps: config.bench.synthetic_steps,
         batch: config.bench.synthetic_batch,
         learning_rate: config.bench.synthetic_rate,
-        listed: 1.0,
+        listed: 0.0,
     };
-    c.train.warm_up = StageOptions { steps: stage.steps / 2, ..stage.clone() };
-    c.train.fusion = stage;
     c
 }
 
@@ -112,9 +110,8 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         let fitted = pipeline::fit(&prepared, &small, base, base, &context.kept, &context.workers)?;
         let modalities = prepared.switched(&small);
         let hits = |modalities: &Modalities, used: Used| {
-            let scorer =
-                Scorer { model: &fitted.model, prompter: &prepared.prompter, modalities, used };
-            let scores = eval::score(&scorer, &asked, true, false, &context.workers)?;
+            let scorer = Scorer::new(&fitted.model, &prepared.prompter, modalities).with(used);
+            let scores = eval::score(&scorer, &asked, false, false, &context.workers)?;
             Ok::<_, Error>(eval::hits(&eval::ranks(&asked, &scores), 1))
         };
         add("TMF", Role::Paper, hits(&modalities, [true; 3])?, None);
@@ -137,13 +134,8 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
             let prepared = prepare(&catalogue, &changed, base)?;
             let fitted =
                 pipeline::fit(&prepared, &changed, base, base, &context.kept, &context.workers)?;
-            let scorer = Scorer {
-                model: &fitted.model,
-                prompter: &prepared.prompter,
-                modalities: &modalities,
-                used: [true; 3],
-            };
-            let scores = eval::score(&scorer, &asked, true, false, &context.workers)?;
+            let scorer = Scorer::new(&fitted.model, &prepared.prompter, &modalities);
+            let scores = eval::score(&scorer, &asked, false, false, &context.workers)?;
             let credits = eval::hits(&eval::ranks(&asked, &scores), 1);
             let note = "synthetic; trained again without behaviour tokens and embeddings";
             add("without behaviour tokens", Role::Ablation, credits, Some(note));

@@ -12,7 +12,7 @@ use common::{Error, Result, metrics, stats};
 use serde_json::json;
 
 use super::{assets_of, threads};
-use crate::config::{Config, InputOptions};
+use crate::config::{Config, GraphEncoder, InputOptions};
 use crate::data::{Dataset, Part, candidates, tables};
 use crate::encoders::efficientnet::EfficientNetLite0;
 use crate::encoders::image::Picture;
@@ -97,13 +97,22 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, config: &Config) -> Result<S
             pipeline::text(&data, &encoder)
         })
         .transpose()?;
-    let graph = if used[2] {
-        let graph = pipeline::graph(&data, &train, config, seed, &kept)?;
-        Some((graph.items, graph.present))
-    } else {
-        None
+    let graph = match (used[2], config.graph_encoder) {
+        (false, _) => None,
+        (true, GraphEncoder::LightGcn) => {
+            let graph = pipeline::graph(&data, &train, config, seed, &kept)?;
+            Some((graph.items, graph.present))
+        }
+        (true, GraphEncoder::Mbht) => {
+            let model = pipeline::mbht(&data, &train, config, seed, &kept, &workers)?;
+            Some(pipeline::mbht_vectors(&model, &train)?)
+        }
     };
-    let names = ["EfficientNet-Lite0", "MiniLM of the text column", "LightGCN per behaviour"];
+    let by_graph = match config.graph_encoder {
+        GraphEncoder::LightGcn => "LightGCN per behaviour",
+        GraphEncoder::Mbht => "MBHT",
+    };
+    let names = ["EfficientNet-Lite0", "MiniLM of the text column", by_graph];
     let encoded = [image, text, graph];
     let there =
         |at: usize| encoded[at].as_ref().is_some_and(|(_, present)| present.contains(&true));
@@ -120,6 +129,8 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, config: &Config) -> Result<S
         items: data.items.iter().map(|item| (item.id.clone(), item.title.clone())).collect(),
         encoders,
         present: [0, 1, 2].map(|at| modalities[at].as_ref().map(|m| m.present.clone())),
+        known: fitted.model.items.as_ref().map(|items| items.known.clone()),
+        temperature: 1.0,
     };
     let lines = vec![
         vec!["items".to_owned(), data.items.len().to_string()],
@@ -134,7 +145,10 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, config: &Config) -> Result<S
         ],
         vec!["model".to_owned(), fit.model.display().to_string()],
     ];
-    let stored = Stored { card, model: fitted.model, prompter: prepared.prompter, modalities };
+    let mut stored = Stored { card, model: fitted.model, prompter: prepared.prompter, modalities };
+    if !fit.all {
+        stored.calibrate(data, &workers)?;
+    }
     stored.save(&fit.model)?;
     if args.json {
         return text::json(&json!({ "model": fit.model, "encoders": stored.card.encoders }));
@@ -190,27 +204,33 @@ pub(super) fn predict(predict: &PredictArgs, args: &CommonArgs) -> Result<String
     let scorer = stored.scorer();
     let rank = &stored.card.config.rank;
     let most = rank.retrieved.max(predict.top);
+    let queries = data
+        .sequences
+        .iter()
+        .enumerate()
+        .map(|(user, history)| {
+            let ids: Vec<u32> = history.iter().map(|step| step.item).collect();
+            let items = stored.retrieve(&ids, most)?;
+            Ok(Query { user, history: history.clone(), items, positive: None })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let score = |scorer: &Scorer<'_>| eval::score(scorer, &queries, false, rank.mean, &workers);
+    let all = score(&scorer)?;
+    // what each modality adds to an item's log-likelihood: leave one out
+    let mut left_out = Vec::new();
+    for which in 0..3 {
+        let there = stored.modalities[which].is_some();
+        let used = [0, 1, 2].map(|at| at != which);
+        left_out.push(there.then(|| score(&scorer.with(used))).transpose()?);
+    }
     let lines = workers.map(data.users.len(), |user| {
         common::run::check_interrupt()?;
-        let history = &data.sequences[user];
-        let ids: Vec<u32> = history.iter().map(|step| step.item).collect();
-        let items = stored.retrieve(&ids, most)?;
-        let score = |scorer: &Scorer<'_>| -> Result<Vec<f64>> {
-            let scores = scorer.log_likelihoods(history, None, &items)?;
-            let per = |(sum, tokens): (f64, usize)| {
-                if rank.mean { sum / tokens as f64 } else { sum }
-            };
-            Ok(scores.into_iter().map(per).collect())
-        };
-        let scores = score(&scorer)?;
-        let probabilities = softmax(&scores);
-        // what each modality adds to an item's log-likelihood: leave one out
-        let mut without = Vec::new();
-        for which in 0..3 {
-            let there = stored.modalities[which].is_some();
-            let used = [0, 1, 2].map(|at| at != which);
-            without.push(there.then(|| score(&Scorer { used, ..scorer })).transpose()?);
-        }
+        let Query { history, items, .. } = &queries[user];
+        let scores = &all[user];
+        let scaled: Vec<f64> = scores.iter().map(|s| s / stored.card.temperature).collect();
+        let probabilities = softmax(&scaled);
+        let without: Vec<Option<&Vec<f64>>> =
+            left_out.iter().map(|scores| scores.as_ref().map(|all| &all[user])).collect();
         let attention = scorer.attention(history)?;
         let mut order: Vec<usize> = (0..items.len()).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
@@ -222,7 +242,7 @@ pub(super) fn predict(predict: &PredictArgs, args: &CommonArgs) -> Result<String
                     .iter()
                     .zip(&without)
                     .filter_map(|(name, without)| {
-                        let without = without.as_ref()?;
+                        let without = (*without)?;
                         Some(((*name).to_owned(), json!(scores[at] - without[at])))
                     })
                     .collect();

@@ -4,4 +4,5 @@ pub mod efficientnet;
 pub mod graph;
 pub mod image;
 pub mod legacy_torch;
+pub mod mbht;
 pub mod seeded;

@@ -460,8 +460,9 @@ impl Fusion {
     }
 }
 
-/// Groups of fusion parameters that a pass reaches or leaves out as a whole.
-pub const GROUPS: [&str; 8] = [
+/// Groups of parameters beside the LM's that a pass reaches or leaves out as a whole.
+pub const GROUPS: [&str; 9] = [
+    "items.",
     "adapter.image.",
     "adapter.text.",
     "adapter.graph.",
@@ -472,20 +473,22 @@ pub const GROUPS: [&str; 8] = [
     "",
 ];
 
-/// The group of a fusion parameter: the first of [`GROUPS`] that its name begins with.
+/// The group of a parameter: the first of [`GROUPS`] that its name begins with.
 pub fn group_of(name: &str) -> usize {
     GROUPS.iter().position(|prefix| name.starts_with(prefix)).unwrap_or(GROUPS.len() - 1)
 }
 
-/// Whether a pass that uses the modalities `used`, and lists candidates or not, reaches a group.
-pub fn reaches(group: usize, used: Used, listed: bool, scope: CmaScope) -> bool {
+/// Whether a pass that uses the modalities `used`, and needs candidates' vectors or not, reaches a
+/// group of the fusion.
+pub fn reaches(group: usize, used: Used, candidates: bool, scope: CmaScope) -> bool {
     match GROUPS[group] {
+        "items." => false,
         "adapter.image." => used[IMAGE],
         "adapter.text." => used[TEXT],
         "adapter.graph." => used[GRAPH],
-        "cma.item." => (used[IMAGE] || used[TEXT]) && (listed || scope == CmaScope::Item),
+        "cma.item." => (used[IMAGE] || used[TEXT]) && (candidates || scope == CmaScope::Item),
         "cma.text." | "cma.image." => used[IMAGE] && used[TEXT],
-        "candidate_output." => listed,
+        "candidate_output." => candidates,
         _ => true,
     }
 }

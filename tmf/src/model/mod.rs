@@ -1,4 +1,9 @@
 //! The model: a Llama-shaped LM whose placeholder tokens carry fused vectors.
+//!
+//! With answers by item token, the vector of an item is the same sum on both sides of the LM: what
+//! the fusion makes of its modalities plus the own embedding of its token. At the output it is the
+//! row of the output layer that the hidden state is multiplied with (ours; the paper only says that
+//! item tokens are added to the vocabulary).
 
 pub mod attention;
 pub mod fusion;
@@ -6,10 +11,10 @@ pub mod fusion;
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use common::Result;
 use common::lm::{Lm, LmConfig, Pass};
-use common::nn::{Builder, Parameters};
-use common::rng::Seed;
+use common::nn::{Builder, Embedding, Parameters};
+use common::rng::{Seed, Stream};
+use common::{Error, Result, ops};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +35,8 @@ pub struct LmOptions {
     pub layers: usize,
     /// Attention heads.
     pub heads: usize,
+    /// Whether items have tokens with own embeddings; for answers by item token.
+    pub item_tokens: bool,
     /// Standard deviation of new weights times the root of the width. Llama's fixed 0.02 is made for
     /// widths in the thousands; at 64 it leaves attention without a gradient for hundreds of steps.
     pub initial: f64,
@@ -37,7 +44,7 @@ pub struct LmOptions {
 
 impl Default for LmOptions {
     fn default() -> Self {
-        Self { hidden: 64, inner: 128, layers: 2, heads: 2, initial: 0.7 }
+        Self { hidden: 64, inner: 128, layers: 2, heads: 2, item_tokens: true, initial: 0.7 }
     }
 }
 
@@ -57,7 +64,7 @@ pub struct Batch {
     pub ids: Tensor,
     /// `[rows, tokens]`, −100 = no target.
     pub labels: Tensor,
-    /// Targets in all rows.
+    /// Targets in all rows: asked items, or else tokens.
     pub targets: usize,
     /// Rows of the lookup table, `[rows, tokens]`: the ids, or for placeholders the vocabulary's
     /// size plus the position among the fused vectors.
@@ -66,6 +73,57 @@ pub struct Batch {
     pub events: Events,
     /// Items at `[CansEmb]`.
     pub candidates: Vec<u32>,
+    /// Row-major positions whose outputs are to be items.
+    pub asked: Vec<u32>,
+    /// Those items.
+    pub answers: Vec<u32>,
+}
+
+/// What a pass may look at.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Modalities.
+    pub used: Used,
+    /// 1 for items whose token's own embedding is added, `[items, 1]`; `None` = for none.
+    pub tokens: Option<Tensor>,
+}
+
+/// Items among which an answer is looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// The items.
+    pub items: Vec<u32>,
+    place: Vec<Option<u32>>,
+}
+
+impl Pool {
+    /// `items` of a catalogue of `count`.
+    pub fn new(items: Vec<u32>, count: usize) -> Self {
+        let mut place = vec![None; count];
+        (0..).zip(&items).for_each(|(at, &item)| place[item as usize] = Some(at));
+        Self { items, place }
+    }
+}
+
+/// The tokens of the items.
+#[derive(Debug, Clone)]
+pub struct ItemTokens {
+    embedding: Embedding,
+    /// Items that occur in training; the embedding of the others is never added.
+    pub known: Vec<bool>,
+}
+
+/// Parts of a new [`Tmf`] beside the LM.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Parts<'a> {
+    /// Options of the fusion and widths of the modalities; `None` = no fusion.
+    pub fusion: Option<(&'a FusionOptions, [Option<usize>; 3])>,
+    /// Behaviours.
+    pub behaviours: usize,
+    /// Longest history.
+    pub history: usize,
+    /// Items that occur in training, for a model with item tokens.
+    pub known: Option<&'a [bool]>,
 }
 
 /// LM and fusion.
@@ -73,39 +131,41 @@ pub struct Batch {
 pub struct Tmf {
     /// The language model.
     pub lm: Lm,
-    /// The fusion; `None` = a text-only model.
+    /// The fusion; `None` = a model of tokens only.
     pub fusion: Option<Fusion>,
-    /// The fusion's parameters.
-    pub fusion_parameters: Parameters,
+    /// The item tokens; `None` = items are nothing but their modalities and titles.
+    pub items: Option<ItemTokens>,
+    /// The parameters of both.
+    pub added: Parameters,
 }
 
 impl Tmf {
-    /// An LM with a fusion of new parameters; `fusion` is options, widths of the modalities,
-    /// behaviours and longest history.
+    /// An LM with new parameters for the other parts.
     ///
     /// # Errors
     /// As [`Fusion::new`].
-    pub fn new(
-        lm: Lm,
-        fusion: Option<(&FusionOptions, [Option<usize>; 3], usize, usize)>,
-        seed: Seed,
-    ) -> Result<Self> {
+    pub fn new(lm: Lm, parts: Parts<'_>, seed: Seed) -> Result<Self> {
         let mut builder = Builder::seeded(seed);
-        let hidden = lm.config().hidden_size;
-        let fusion = fusion
-            .map(|(options, widths, behaviours, history)| {
-                Fusion::new(&mut builder, options, widths, behaviours, history, hidden)
-            })
-            .transpose()?;
-        Ok(Self { lm, fusion, fusion_parameters: builder.finish() })
+        let (hidden, sd) = (lm.config().hidden_size, lm.config().initializer_range);
+        let items = parts.known.map(|known| {
+            let embedding =
+                builder.within("items", |b| Embedding::new(b, known.len(), hidden, sd))?;
+            Ok::<_, Error>(ItemTokens { embedding, known: known.to_vec() })
+        });
+        let items = items.transpose()?;
+        let fusion = parts.fusion.map(|(options, widths)| {
+            let (behaviours, history) = (parts.behaviours, parts.history);
+            Fusion::new(&mut builder, options, widths, behaviours, history, hidden)
+        });
+        Ok(Self { lm, fusion: fusion.transpose()?, items, added: builder.finish() })
     }
 
-    /// Copies of all tensors by name: `lm.` and `fusion.` before the parts' own names.
+    /// Copies of all tensors by name: `lm.` and `added.` before the parts' own names.
     ///
     /// # Errors
     /// None but bugs.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        let parts = [("lm", self.lm.parameters()), ("fusion", &self.fusion_parameters)];
+        let parts = [("lm", self.lm.parameters()), ("added", &self.added)];
         let all = parts.into_iter().flat_map(|(part, parameters)| {
             let named = parameters.tensors().into_iter();
             named.map(move |(name, tensor)| Ok((format!("{part}.{name}"), tensor.copy()?)))
@@ -118,14 +178,39 @@ impl Tmf {
     /// # Errors
     /// An absent name or another shape.
     pub fn load(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-        let part = |prefix: &str| {
-            let named = tensors.iter();
-            named
-                .filter_map(|(n, t)| Some((n.strip_prefix(prefix)?.to_owned(), t.clone())))
-                .collect()
-        };
-        self.lm.parameters().load(&part("lm."))?;
-        self.fusion_parameters.load(&part("fusion."))
+        self.load_tokens(tensors)?;
+        self.added.load(&part(tensors, "added."))
+    }
+
+    /// Overwrites what a warm-up trains: the LM and, where there are any, the item tokens.
+    ///
+    /// # Errors
+    /// An absent name or another shape.
+    pub fn load_tokens(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        self.lm.parameters().load(&part(tensors, "lm."))?;
+        let items = self.added.filter(|name| name.starts_with("items."));
+        items.load(&part(tensors, "added."))
+    }
+
+    /// A look at these modalities and at the tokens of the items that occur in training.
+    ///
+    /// # Errors
+    /// None but bugs.
+    pub fn view(&self, used: Used) -> Result<View> {
+        let tokens = self.items.as_ref().map(|items| mask(&items.known)).transpose()?;
+        Ok(View { used, tokens })
+    }
+
+    /// Own embeddings of the items' tokens, `[items, hidden]`, zero where the view hides them.
+    fn own(&self, view: &View) -> Result<Option<Tensor>> {
+        match (&self.items, &view.tokens) {
+            (Some(items), Some(mask)) => Ok(Some(items.embedding.weight().broadcast_mul(mask)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn fused(&self, view: &View) -> Option<&Fusion> {
+        self.fusion.as_ref().filter(|_| view.used != [false; 3])
     }
 
     /// What the first layer reads: token embeddings, overwritten at the placeholders (§3.3).
@@ -137,32 +222,122 @@ impl Tmf {
         &self,
         batch: &Batch,
         modalities: &Modalities,
-        used: Used,
+        view: &View,
     ) -> Result<Option<Tensor>> {
-        let Some(fusion) = &self.fusion else { return Ok(None) };
-        let mut fused = Vec::new();
+        let mut vectors = Vec::new();
         if !batch.events.items.is_empty() {
-            fused.push(fusion.events(modalities, &batch.events, used)?);
+            let fused = self.fused(view).map(|f| f.events(modalities, &batch.events, view.used));
+            vectors.extend(self.with_own(fused.transpose()?, &batch.events.items, view)?);
         }
         if !batch.candidates.is_empty() {
-            fused.push(fusion.candidates(modalities, &batch.candidates, used)?);
+            vectors.extend(self.item_vectors(modalities, &batch.candidates, view)?);
         }
-        if fused.is_empty() {
+        if vectors.is_empty() {
             return Ok(None);
         }
-        let fused = Tensor::cat(&fused, 0)?;
-        Ok(Some(overwrite(self.lm.embedding(), &fused, &batch.lookup)?))
+        let vectors = Tensor::cat(&vectors, 0)?;
+        Ok(Some(overwrite(self.lm.embedding(), &vectors, &batch.lookup)?))
     }
 
-    /// Mean cross-entropy of the targets (§3.4: answer tokens only, or also the history's titles).
+    fn with_own(
+        &self,
+        fused: Option<Tensor>,
+        items: &[u32],
+        view: &View,
+    ) -> Result<Option<Tensor>> {
+        let own =
+            self.own(view)?.map(|own| ops::embedding(&own, &Tensor::new(items, &Device::Cpu)?));
+        Ok(match (fused, own.transpose()?) {
+            (Some(fused), Some(own)) => Some((fused + own)?),
+            (fused, own) => fused.or(own),
+        })
+    }
+
+    /// Vectors of items outside any sequence, `[items, hidden]`: at `[CansEmb]`, and the rows of the
+    /// output layer that answers by item token are scored with. `None` where the view shows nothing.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn loss(&self, batch: &Batch, modalities: &Modalities, used: Used) -> Result<Tensor> {
-        let inputs = self.inputs(batch, modalities, used)?;
-        let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
-        self.lm.loss(&batch.ids, &batch.labels, pass)
+    pub fn item_vectors(
+        &self,
+        modalities: &Modalities,
+        items: &[u32],
+        view: &View,
+    ) -> Result<Option<Tensor>> {
+        let fused = self.fused(view).map(|f| f.candidates(modalities, items, view.used));
+        self.with_own(fused.transpose()?, items, view)
     }
+
+    /// Mean cross-entropy of the targets (§3.4: the answer only, or also the history's items). For
+    /// answers by item token, the softmax is over `pool`. `dropout` (probability and stream)
+    /// falls on the LM's input and on the outputs that are asked.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; an answer outside the pool.
+    pub fn loss(
+        &self,
+        batch: &Batch,
+        modalities: &Modalities,
+        view: &View,
+        pool: &Pool,
+        dropout: Option<(f64, Stream)>,
+    ) -> Result<Tensor> {
+        let mut dropout = dropout;
+        let mut drop = |x: Tensor| match &mut dropout {
+            Some((probability, stream)) => ops::dropout(&x, *probability, stream),
+            None => Ok(x),
+        };
+        let inputs = self.inputs(batch, modalities, view)?.map(&mut drop).transpose()?;
+        let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
+        if batch.asked.is_empty() {
+            return self.lm.loss(&batch.ids, &batch.labels, pass);
+        }
+        let outside = || Error::Bug("an answer is not among the items that are learnt".into());
+        let targets: Option<Vec<u32>> =
+            batch.answers.iter().map(|&item| pool.place[item as usize]).collect();
+        let targets = Tensor::new(&targets.ok_or_else(outside)?[..], &Device::Cpu)?;
+        let hidden = self.lm.hidden(&batch.ids, pass)?.flatten_to(1)?;
+        let rows = ops::embedding(&hidden, &Tensor::new(&batch.asked[..], &Device::Cpu)?)?;
+        let rows = drop(rows)?;
+        let table = self.item_vectors(modalities, &pool.items, view)?;
+        let table = table.ok_or_else(|| Error::usage(NOTHING))?;
+        Ok(ops::linear_cross_entropy(&rows, &table, None, &targets)?)
+    }
+
+    /// Scores of all items after the asked positions of a batch, `[asked, items]`; `vectors` are
+    /// [`Tmf::item_vectors`].
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn item_logits(
+        &self,
+        batch: &Batch,
+        modalities: &Modalities,
+        view: &View,
+        vectors: &Tensor,
+    ) -> Result<Tensor> {
+        let inputs = self.inputs(batch, modalities, view)?;
+        let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
+        let hidden = self.lm.hidden(&batch.ids, pass)?.detach().flatten_to(1)?;
+        let rows = hidden.index_select(&Tensor::new(&batch.asked[..], &Device::Cpu)?, 0)?;
+        Ok(ops::linear(&rows, vectors, None)?)
+    }
+}
+
+/// Why items without modality and token can't be answers.
+const NOTHING: &str = "answers by item token need item tokens or a modality; set lm.item_tokens = \
+                       true or switch a modality on";
+
+/// `[n, 1]`, 1 where true.
+pub fn mask(shown: &[bool]) -> Result<Tensor> {
+    let values: Vec<f32> = shown.iter().map(|&shown| f32::from(u8::from(shown))).collect();
+    Ok(Tensor::from_vec(values, (shown.len(), 1), &Device::Cpu)?)
+}
+
+/// The tensors whose names begin with `prefix`, without it.
+fn part(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, Tensor> {
+    let named = tensors.iter();
+    named.filter_map(|(n, t)| Some((n.strip_prefix(prefix)?.to_owned(), t.clone()))).collect()
 }
 
 impl Batch {
@@ -182,9 +357,12 @@ impl Batch {
         let tokens = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
         let mut ids = vec![pad; count * tokens];
         let mut labels = vec![-100i64; count * tokens];
+        let (mut asked, mut answers) = (Vec::new(), Vec::new());
         for (at, row) in rows.iter().enumerate() {
             ids[at * tokens..][..row.ids.len()].copy_from_slice(row.ids);
             labels[at * tokens..][..row.labels.len()].copy_from_slice(row.labels);
+            asked.extend(row.asked.iter().map(|ask| (at * tokens + ask.0) as u32));
+            answers.extend(row.asked.iter().map(|ask| ask.1));
         }
         let mut lookup = ids.clone();
         let mut events = Events::default();
@@ -224,7 +402,10 @@ impl Batch {
             }
         }
         // the first token of a row is predicted by nothing
-        let targets = labels.iter().filter(|&&label| label >= 0).count();
+        let targets = match asked.len() {
+            0 => labels.iter().filter(|&&label| label >= 0).count(),
+            items => items,
+        };
         let tensor = |values: Vec<u32>| Tensor::from_vec(values, (count, tokens), &Device::Cpu);
         Ok(Self {
             ids: tensor(ids)?,
@@ -233,6 +414,8 @@ impl Batch {
             lookup: tensor(lookup)?,
             events,
             candidates,
+            asked,
+            answers,
         })
     }
 }
@@ -248,4 +431,6 @@ pub struct RowParts<'a> {
     pub events: &'a [(usize, u32, u32)],
     /// Position and item of the candidates.
     pub candidates: &'a [(usize, u32)],
+    /// Positions whose outputs are to be items, and those.
+    pub asked: &'a [(usize, u32)],
 }

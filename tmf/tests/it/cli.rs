@@ -104,6 +104,27 @@ fn a_model_is_fitted_saved_and_recommends() {
 }
 
 #[test]
+fn the_sample_of_the_card_works() {
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/sample");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let (events, items) = (format!("{sample}/events.csv"), format!("{sample}/items.csv"));
+    let mut fit = vec!["fit", &events, "--items", &items, "--set", "input.target=buy"];
+    // the card's command but for the size and the text encoder, which need time and a download
+    fit.extend(SMALL);
+    fit.extend(["--set", "graph_encoder=mbht"]);
+    assert!(ok(path, &fit).contains("buy, cart, view"));
+    ok(path, &["predict", &events, "--top", "5"]);
+    let text = std::fs::read_to_string(path.join("recommendations.jsonl")).unwrap();
+    assert_eq!(text.lines().count(), 24);
+    let card = std::fs::read_to_string(path.join("model/model.json")).unwrap();
+    let card: serde_json::Value = serde_json::from_str(&card).unwrap();
+    assert_eq!(card["encoders"][2], "MBHT");
+    assert!(card["temperature"].as_f64().unwrap() > 0.0);
+    assert!(ok(path, &["eval", &events]).contains("24 users"));
+}
+
+#[test]
 fn bad_tables_are_named_with_row_and_column() {
     let folder = tables();
     let path = folder.path();
@@ -135,6 +156,9 @@ fn configs_are_shown_and_checked() {
     fails(path, &["config", "--set", "fusion.hedas=3"], 2, &["heads"]);
     let blind = ["config", "--set", "fusion.causal=false"];
     fails(path, &blind, 2, &["learn_history"]);
+    fails(path, &["config", "--set", "prompt.answer=title"], 2, &["prompt.titles"]);
+    fails(path, &["config", "--set", "lm.item_tokens=false"], 2, &["train.warm_up.steps"]);
+    fails(path, &["config", "--set", "train.dropout=1"], 2, &["train.dropout"]);
     for profile in ["smoke", "cpu", "paper"] {
         ok(path, &["config", "--profile", profile]);
     }

@@ -9,7 +9,7 @@ use tmf::data::candidates::draw;
 use tmf::data::synthetic::{CANDIDATES, Signal, Sizes, VALUES, generate};
 use tmf::data::{Dataset, Item, Part, Step, movielens};
 use tmf::eval::llara_choice;
-use tmf::prompt::{IGNORED, PromptOptions, Prompter};
+use tmf::prompt::{Answer, IGNORED, PromptOptions, Prompter};
 use tmf::tokens::Vocabulary;
 
 fn data(target: Option<u32>) -> Dataset {
@@ -50,11 +50,48 @@ fn the_last_two_events_of_the_target_are_held_out() {
     assert_eq!(buys.before(Part::Valid)[1].len(), 2);
 }
 
+fn by_title() -> PromptOptions {
+    PromptOptions { answer: Answer::Title, titles: true, ..PromptOptions::default() }
+}
+
+#[test]
+fn items_are_asked_before_they_are_shown() {
+    for (target, behaviour_tokens) in
+        [(None, true), (None, false), (Some(1), true), (Some(1), false)]
+    {
+        let data = data(target);
+        let prompter =
+            prompter(&data, PromptOptions { behaviour_tokens, ..PromptOptions::default() });
+        let v = &prompter.vocabulary;
+        let history = &data.sequences[0][..4];
+        let row = prompter.example(history, None, 4, 0, true);
+        assert_eq!(row.asked.iter().map(|ask| ask.1).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        for (at, &(place, _)) in row.asked.iter().enumerate() {
+            // everything up to the asking token: the events before, and the behaviour only if named
+            let shown = row.events.iter().filter(|event| event.0 <= place).count();
+            assert_eq!(shown, at + 1);
+            let token = row.ids[place];
+            match (target, behaviour_tokens) {
+                (None, _) => assert_eq!(token, v.item),
+                (Some(_), false) => assert_eq!(token, v.next),
+                (Some(target), true) => {
+                    let wanted = history.get(at + 1).map_or(target, |step| step.behaviour);
+                    assert_eq!(token, v.behaviours[wanted as usize]);
+                }
+            }
+        }
+        assert_eq!(row.asked[3].0, row.ids.len() - 1);
+        assert!(row.labels.iter().all(|&label| label == IGNORED));
+        let one = prompter.example(history, None, 4, 0, false);
+        assert_eq!((one.ids, one.asked.len()), (row.ids, 1));
+    }
+}
+
 #[test]
 fn prompts_mark_placeholders_and_learn_only_what_they_should() {
     for target in [None, Some(1)] {
         let data = data(target);
-        let prompter = prompter(&data, PromptOptions::default());
+        let prompter = prompter(&data, by_title());
         let v = &prompter.vocabulary;
         let history = &data.sequences[0][..3];
         let row = prompter.example(history, Some(&[3, 4, 5]), 3, 0, false);
@@ -84,7 +121,8 @@ fn prompts_mark_placeholders_and_learn_only_what_they_should() {
 #[test]
 fn behaviour_tokens_can_be_left_out_and_histories_are_cut() {
     let data = data(None);
-    let options = PromptOptions { behaviour_tokens: false, history: 2, title_tokens: 3 };
+    let options =
+        PromptOptions { behaviour_tokens: false, history: 2, title_tokens: 3, ..by_title() };
     let prompter = prompter(&data, options);
     let row = prompter.prompt(&data.sequences[0], None, 0, false);
     assert_eq!(row.events.iter().map(|e| e.1).collect::<Vec<_>>(), [3, 4]);

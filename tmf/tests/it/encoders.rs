@@ -9,6 +9,7 @@ use tmf::data::{Dataset, Item, Step};
 use tmf::encoders::efficientnet::{EfficientNetLite0, input};
 use tmf::encoders::graph::{LightGcnOptions, light_gcn, standardise};
 use tmf::encoders::image::Picture;
+use tmf::encoders::mbht::{Mbht, MbhtOptions, hyperedges, propagation};
 use tmf::encoders::{legacy_torch, seeded};
 
 const WEIGHTS: &str = "efficientnet-lite0-57934424.pth";
@@ -200,6 +201,77 @@ fn light_gcn_separates_groups_and_reaches_items_by_links() {
     assert!((graph.weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     let again = light_gcn(&data, &data.sequences, &options, Seed::new(1)).unwrap();
     assert_eq!(graph, again);
+}
+
+#[test]
+fn hyperedges_join_similar_items_and_repeated_ones() {
+    // items 5, 6, 5, 7, then a mask and padding; similarities of positions
+    let ids = [5, 6, 5, 7, 9, 10];
+    let row = |values: [f32; 6]| values.to_vec();
+    let similarity = vec![
+        row([1.0, 0.8, 1.0, -0.5, 0.9, 0.9]),
+        row([0.8, 1.0, 0.8, 0.2, 0.9, 0.9]),
+        row([1.0, 0.8, 1.0, -0.5, 0.9, 0.9]),
+        row([-0.5, 0.2, -0.5, 1.0, 0.9, 0.9]),
+        row([0.9; 6]),
+        row([0.9; 6]),
+    ];
+    let edges = hyperedges(&ids, 9, &similarity, 1);
+    let members = |rows: &[Vec<f32>], edge: usize| -> Vec<usize> {
+        (0..6).filter(|&node| rows[node][edge] > 0.0).collect()
+    };
+    let similar: Vec<Vec<usize>> = (0..6).map(|edge| members(&edges.similar, edge)).collect();
+    assert_eq!(similar, [vec![1], vec![0], vec![1], vec![1], vec![], vec![]]);
+    let fixed: Vec<Vec<usize>> = (0..12).map(|edge| members(&edges.fixed, edge)).collect();
+    assert_eq!(fixed[..6], [vec![0], vec![1], vec![2], vec![3], vec![], vec![]]);
+    // item 5 stands twice: one more hyperedge, at its first position
+    assert_eq!(fixed[6], [0, 2]);
+    assert!(fixed[7..].iter().all(Vec::is_empty));
+    // a negative similarity still joins, with 0.01 (the model takes the maximum)
+    let all = hyperedges(&ids, 9, &similarity, 6);
+    assert_eq!(members(&all.similar, 3), [0, 1, 2]);
+}
+
+#[test]
+fn the_propagation_matrix_of_a_hypergraph_by_hand() {
+    // two nodes; edge 0 holds both (weights 1 and 0.01), edge 1 the second alone
+    let incidence = Tensor::new(&[[[1f32, 0.0], [0.01, 1.0]]], &candle_core::Device::Cpu).unwrap();
+    let found = propagation(&incidence).unwrap().to_vec3::<f32>().unwrap();
+    let (a, b) = (1.0 / 1.01, 0.01 / 1.01);
+    let expected = [a, b, b / 1.01, (0.01 * b + 1.0) / 1.01];
+    let found: Vec<f32> = found.into_iter().flatten().flatten().collect();
+    assert_close(&found, &expected, 1e-5, 0.0);
+}
+
+#[test]
+fn mbht_learns_who_follows_whom() {
+    let data = two_groups();
+    let options = MbhtOptions {
+        width: 16,
+        layers: 1,
+        length: 8,
+        scales: [4, 2, 4],
+        steps: 120,
+        batch: 16,
+        learning_rate: 1e-2,
+        dropout: 0.0,
+        ..MbhtOptions::default()
+    };
+    let workers = common::optim::Workers::new(2).unwrap();
+    let fit = || Mbht::fit(&data.sequences, 10, 2, None, &options, Seed::new(1), &workers).unwrap();
+    let model = fit();
+    let histories: Vec<&[Step]> = data.sequences.iter().map(|s| &s[..2]).collect();
+    for (user, scores) in model.scores(&histories, None).unwrap().iter().enumerate() {
+        let best = (0..8).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
+        assert_eq!(best / 4, user % 2, "user {user}: {scores:?}");
+    }
+    let vectors = |model: &Mbht| model.item_vectors().unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(vectors(&model).len(), 10);
+    assert_eq!(vectors(&model), vectors(&fit()));
+    let none = Mbht::fit(&[vec![]], 10, 2, None, &options, Seed::new(1), &workers).unwrap_err();
+    assert_eq!(none.exit_code(), 3);
+    let odd = MbhtOptions { length: 9, ..options.clone() };
+    assert_eq!(Mbht::new(10, 2, &odd, Seed::new(1)).unwrap_err().exit_code(), 2);
 }
 
 #[test]

@@ -12,7 +12,8 @@ use common::testing::gradients::assert_all_grads;
 use common::testing::{assert_close, golden, golden_tensors};
 use tmf::model::fusion::{GROUPS, group_of, reaches};
 use tmf::model::{
-    Batch, CmaScope, Events, Fusion, FusionOptions, Modalities, Modality, RowParts, Tmf,
+    Batch, CmaScope, Events, Fusion, FusionOptions, Modalities, Modality, Parts, Pool, RowParts,
+    Tmf, View,
 };
 
 const ALL: [bool; 3] = [true; 3];
@@ -180,25 +181,34 @@ fn batch(text_only: Option<u32>) -> Batch {
         labels: &labels,
         events: &[(1, 0, 1), (3, 4, 2)],
         candidates: &[(5, 7)],
+        asked: &[],
     };
-    let second =
-        RowParts { ids: &ids[..3], labels: &labels[..3], events: &[(1, 6, 0)], candidates: &[] };
+    let second = RowParts {
+        ids: &ids[..3],
+        labels: &labels[..3],
+        events: &[(1, 6, 0)],
+        candidates: &[],
+        asked: &[],
+    };
     Batch::new(&[first, second], 0, 12, text_only).unwrap()
 }
 
-fn model(golden: &HashMap<String, Tensor>) -> (Tmf, Modalities) {
+fn model(golden: &HashMap<String, Tensor>, known: Option<&[bool]>) -> (Tmf, Modalities) {
     let lm = Lm::new(&LmConfig::llama(12, 12, 2, 2, 16), Seed::new(1)).unwrap();
     let options = options(CmaScope::Item);
-    let model = Tmf::new(lm, Some((&options, WIDTHS, 3, 4)), Seed::new(2)).unwrap();
+    let parts = Parts { fusion: Some((&options, WIDTHS)), behaviours: 3, history: 4, known };
+    let model = Tmf::new(lm, parts, Seed::new(2)).unwrap();
     (model, modalities(golden))
 }
+
+const PLAIN: View = View { used: ALL, tokens: None };
 
 #[test]
 fn placeholders_are_overwritten_and_nothing_else_is() {
     let golden = goldens();
-    let (model, modalities) = model(&golden);
+    let (model, modalities) = model(&golden, None);
     let batch = batch(None);
-    let inputs = model.inputs(&batch, &modalities, ALL).unwrap().unwrap();
+    let inputs = model.inputs(&batch, &modalities, &PLAIN).unwrap().unwrap();
     let inputs = inputs.to_vec3::<f32>().unwrap();
     let plain = model.lm.embedding().forward(&batch.ids).unwrap().to_vec3::<f32>().unwrap();
     let fusion = model.fusion.as_ref().unwrap();
@@ -224,7 +234,7 @@ fn placeholders_are_overwritten_and_nothing_else_is() {
 /// The tokens at the placeholders of a text-only batch, which has nothing to overwrite.
 fn batch_of_text(model: &Tmf, modalities: &Modalities) -> Vec<u32> {
     let batch = batch(Some(11));
-    assert!(model.inputs(&batch, modalities, ALL).unwrap().is_none());
+    assert!(model.inputs(&batch, modalities, &PLAIN).unwrap().is_none());
     let ids = batch.ids.to_vec2::<u32>().unwrap();
     vec![ids[0][1], ids[0][3], ids[0][5], ids[1][1]]
 }
@@ -232,13 +242,75 @@ fn batch_of_text(model: &Tmf, modalities: &Modalities) -> Vec<u32> {
 #[test]
 fn the_loss_reaches_lm_and_fusion() {
     let golden = goldens();
-    let (model, modalities) = model(&golden);
-    let loss = model.loss(&batch(None), &modalities, ALL).unwrap();
+    let (model, modalities) = model(&golden, None);
+    let pool = Pool::new((0..9).collect(), 9);
+    let loss = model.loss(&batch(None), &modalities, &PLAIN, &pool, None).unwrap();
     assert_all_grads(&loss, model.lm.parameters());
     let moved = |name: &str| !name.ends_with("k_proj.bias");
-    assert_all_grads(&loss, &model.fusion_parameters.filter(moved));
+    assert_all_grads(&loss, &model.added.filter(moved));
     let pass = model.lm.loss(&batch(None).ids, &batch(None).labels, Pass::default()).unwrap();
     assert!(pass.to_scalar::<f32>().unwrap().is_finite());
+}
+
+/// The batch of [`batch`] whose answers are items: 7 and 4 in the first row, 0 in the second.
+fn asked() -> Batch {
+    let ids = [3u32, 9, 4, 9, 5, 10, 6];
+    let first = RowParts {
+        ids: &ids,
+        labels: &[-100; 7],
+        events: &[(1, 0, 1), (3, 4, 2)],
+        candidates: &[],
+        asked: &[(2, 4), (6, 7)],
+    };
+    let second = RowParts {
+        ids: &ids[..3],
+        labels: &[-100; 3],
+        events: &[(1, 6, 0)],
+        candidates: &[],
+        asked: &[(2, 0)],
+    };
+    Batch::new(&[first, second], 0, 12, None).unwrap()
+}
+
+#[test]
+fn answers_by_item_token_reach_everything_and_are_dot_products() {
+    let golden = goldens();
+    let known: Vec<bool> = (0..9).map(|item| item != 6).collect();
+    let (model, modalities) = model(&golden, Some(&known));
+    let pool = Pool::new(vec![7, 4, 0, 2], 9);
+    let view = model.view(ALL).unwrap();
+    let batch = asked();
+    assert_eq!(
+        (batch.targets, &batch.asked[..], &batch.answers[..]),
+        (3, &[2, 6, 9][..], &[4, 7, 0][..])
+    );
+    let loss = model.loss(&batch, &modalities, &view, &pool, None).unwrap();
+    assert_all_grads(&loss, model.lm.parameters());
+    assert_all_grads(&loss, &model.added.filter(|name| !name.ends_with("k_proj.bias")));
+    // the same number from logits over the pool
+    let vectors = model.item_vectors(&modalities, &pool.items, &view).unwrap().unwrap();
+    let logits = model.item_logits(&batch, &modalities, &view, &vectors).unwrap();
+    let logits = logits.to_vec2::<f32>().unwrap();
+    let places = [1, 0, 2];
+    let by_hand: f32 = logits
+        .iter()
+        .zip(places)
+        .map(|(row, at)| row.iter().map(|x| x.exp()).sum::<f32>().ln() - row[at])
+        .sum();
+    assert_close(&[loss.to_scalar::<f32>().unwrap()], &[by_hand / 3.0], 1e-4, 0.0);
+    // item 6 was never trained on: its token adds nothing; item 4's does
+    let plain = View { tokens: None, ..view.clone() };
+    let of = |view: &View| {
+        let vectors = model.item_vectors(&modalities, &[6, 4], view).unwrap().unwrap();
+        vectors.to_vec2::<f32>().unwrap()
+    };
+    assert_eq!(of(&view)[0], of(&plain)[0]);
+    assert_ne!(of(&view)[1], of(&plain)[1]);
+    let outside = Pool::new(vec![7, 4], 9);
+    assert!(model.loss(&batch, &modalities, &view, &outside, None).is_err());
+    let nothing = View { used: [false; 3], tokens: None };
+    let error = model.loss(&batch, &modalities, &nothing, &pool, None).unwrap_err().to_string();
+    assert!(error.contains("lm.item_tokens"), "{error}");
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub struct BenchConfig {
     pub product_scenes: usize,
     /// Product scenes that a language model lays out too.
     pub llm_scenes: usize,
+    /// Composites of held-out emoji for the segmentation, by box and by point each.
+    pub composites: usize,
     /// Numbers of objects of the crowded scenes.
     pub crowds: Vec<usize>,
     /// Updates of networks that the bench trains itself, as an ablation of the training budget;
@@ -58,6 +60,7 @@ impl Default for BenchConfig {
             nsr_scenes: 738,
             product_scenes: 40,
             llm_scenes: 8,
+            composites: 200,
             crowds: vec![20, 50, 200],
             short_updates: 1_000,
             ablation_worlds: 30,
@@ -74,6 +77,7 @@ impl Config {
             nsr_scenes: 60,
             product_scenes: 4,
             llm_scenes: 0,
+            composites: 20,
             crowds: vec![20],
             short_updates: 0,
             ablation_worlds: 0,
@@ -133,6 +137,8 @@ impl Config {
         in_range("train.objects", train.objects, 2, 8)?;
         in_range("train.batch", train.batch, 2, 4096)?;
         in_range("train.updates", train.updates, 1, 10_000_000)?;
+        in_range("segment.updates", self.segment.updates, 1, 1_000_000)?;
+        in_range("segment.batch", self.segment.batch, 2, 4096)?;
         in_range("solve.candidates", self.solve.candidates, 1, 1000)?;
         in_range("bench.worlds", self.bench.worlds, 1, 100_000)?;
         in_range("bench.resamples", self.bench.resamples, 10, 1_000_000)?;

@@ -18,8 +18,10 @@
 //! | Eq. 5, energy form | left out: it needs gradients of gradients |
 //! | Algorithm 2, sampling | [`model::sampler::Sampler::sample`], [`model::sampler::ddpm_step`] |
 //! | Eq. 6, Langevin step | [`model::sampler::ula_step`], MALA: [`model::sampler::mala_log_ratio`] |
-//! | Eq. 7, blended latent diffusion | left out: no image diffusion model in this crate |
-//! | §3.7 analytic and hybrid solvers | [`solve`] |
+//! | Eq. 7, blended latent diffusion | [`render::diffusion::keep_foreground`], [`render::diffusion::denoise`] |
+//! | §3.2 segmentation | [`segment::cut_out`], [`model::segmenter`] |
+//! | §3.7 analytic and hybrid solvers | [`solve::langevin`], [`solve::refine`] |
+//! | construction (ours) | [`construct::construct`] |
 //! | §3.8 training worlds | [`data::worlds`] |
 //! | §3.9 placement, shadow, background | [`render`] |
 //! | §7 baselines | [`baselines`], [`solve::Solver::Reject`], [`solve::Solver::Analytic`] |

@@ -85,30 +85,41 @@ use Relation::{
     LeftOf, Leftward, On, RightIn, SameBaseline, TopIn, TopOf, Upward, VAligned,
 };
 
+/// The relations with their names, in the order of the enum.
+const TABLE: [(Relation, &str); 20] = [
+    (In, "in"),
+    (CenterIn, "center-in"),
+    (LeftIn, "left-in"),
+    (RightIn, "right-in"),
+    (TopIn, "top-in"),
+    (BottomIn, "bottom-in"),
+    (Cfree, "cfree"),
+    (LeftOf, "left-of"),
+    (TopOf, "top-of"),
+    (CloseTo, "close-to"),
+    (AwayFrom, "away-from"),
+    (HAligned, "h-aligned"),
+    (VAligned, "v-aligned"),
+    (On, "on"),
+    (Inside, "inside"),
+    (InFrontOf, "in-front-of"),
+    (SameBaseline, "same-baseline"),
+    (Leftward, "leftward"),
+    (Upward, "upward"),
+    (Beside, "beside"),
+];
+
 impl Relation {
     /// All relations; those of the reference come first.
-    pub const ALL: [Self; 20] = [
-        In,
-        CenterIn,
-        LeftIn,
-        RightIn,
-        TopIn,
-        BottomIn,
-        Cfree,
-        LeftOf,
-        TopOf,
-        CloseTo,
-        AwayFrom,
-        HAligned,
-        VAligned,
-        On,
-        Inside,
-        InFrontOf,
-        SameBaseline,
-        Leftward,
-        Upward,
-        Beside,
-    ];
+    pub const ALL: [Self; TABLE.len()] = {
+        let mut all = [In; TABLE.len()];
+        let mut at = 0;
+        while at < TABLE.len() {
+            all[at] = TABLE[at].0;
+            at += 1;
+        }
+        all
+    };
     /// Number of relations with a network.
     pub const LEARNED: usize = 13;
 
@@ -119,29 +130,7 @@ impl Relation {
 
     /// The relation's name in files and messages.
     pub fn name(self) -> &'static str {
-        const NAMES: [&str; 20] = [
-            "in",
-            "center-in",
-            "left-in",
-            "right-in",
-            "top-in",
-            "bottom-in",
-            "cfree",
-            "left-of",
-            "top-of",
-            "close-to",
-            "away-from",
-            "h-aligned",
-            "v-aligned",
-            "on",
-            "inside",
-            "in-front-of",
-            "same-baseline",
-            "leftward",
-            "upward",
-            "beside",
-        ];
-        NAMES[self.index()]
+        TABLE[self.index()].1
     }
 
     /// Whether it relates an object to the frame.

@@ -191,7 +191,7 @@ fn learned_start(problem: &Problem, solver: Solver) -> bool {
 }
 
 /// Relations of the problems that one batch of chains holds.
-const LEARNED_ROWS: usize = 300;
+const LEARNED_ROWS: usize = 100;
 
 /// Neighbouring problems that are sampled together, with about `LEARNED_ROWS` relations; each of the
 /// others alone.

@@ -1,13 +1,15 @@
-//! `bench`: the comparison on three kinds of scenes.
+//! `bench`: the comparison, in four parts.
 //!
 //! | part | scenes | module |
 //! |---|---|---|
 //! | (a) | generated worlds of 2 to 5 objects, Diffusion-CCSP's protocol; crowds | [`worlds`] |
 //! | (b) | NSR-1K: captions with real boxes | [`nsr`] |
 //! | (c) | hand-written product scenes, rendered | [`products`] |
+//! | (d) | composites of held-out emoji, cut out | [`segment`] |
 
 pub mod nsr;
 pub mod products;
+pub mod segment;
 pub mod worlds;
 
 use common::assets::Assets;
@@ -43,6 +45,7 @@ pub fn run(config: &Config, context: &Context, seed: u64) -> Result<Report> {
     for (part, dataset) in [
         (nsr::run as fn(&Parts<'_>, &mut Report) -> Result<()>, "NSR-1K spatial train"),
         (products::run, "product scenes"),
+        (segment::run, "held-out emoji"),
     ] {
         match part(&parts, &mut report) {
             Err(error @ Error::Asset { .. }) => report.rows.push(

@@ -16,7 +16,7 @@ use crate::eval;
 use crate::language::product_scenes;
 use crate::layout::Problem;
 use crate::render::cutout::{Collection, aspects};
-use crate::render::{background, compose, files, identity_error, place};
+use crate::render::{compose, files, identity_error, place};
 use crate::solve::{Candidate, Solver, rank, solve};
 
 const SIDE: u32 = 256;
@@ -176,8 +176,7 @@ fn draw(
     for ((scene, cutouts, text), best) in prepared.iter().zip(best) {
         let rects = scene.problem.rects(&best.centers);
         let placed = place(&scene.problem, &rects, cutouts, scene.file.canvas);
-        let ground = background::paint(&scene.file.prompt_bg, SIDE, SIDE);
-        let picture = compose(ground, placed, "");
+        let picture = compose(&scene.file.prompt_bg, [SIDE, SIDE], placed, "");
         errors.push(identity_error(&picture, 2));
         let words = if best.is_verified() { "" } else { "NOT VERIFIED: " };
         pictures.push((picture.image, format!("{words}{text}")));

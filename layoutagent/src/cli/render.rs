@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use common::cli::CommonArgs;
+use common::stable_diffusion::StableDiffusion;
 use common::{Error, Result, files};
 
 use super::assets_of;
@@ -10,7 +11,7 @@ use crate::plan::Plan;
 use crate::relations::violations;
 use crate::render::cutout::{self, Collection};
 use crate::render::files::{overlay, png};
-use crate::render::{background, compose, identity_error, place};
+use crate::render::{background, compose, compose_over, diffusion, identity_error, place};
 use crate::segment::{self, Prompt};
 
 /// Arguments of `render`.
@@ -21,6 +22,13 @@ pub struct RenderArgs {
     /// Which layout, counted from 0 (the best)
     #[arg(long, default_value_t = 0)]
     candidate: usize,
+    /// Paint the background with this Stable Diffusion model, hf:OWNER/NAME or a folder; with 9 input
+    /// channels it inpaints, with 4 the foreground is blended in after each step
+    #[arg(long, value_name = "MODEL")]
+    diffusion: Option<String>,
+    /// Steps of the diffusion model
+    #[arg(long, default_value_t = diffusion::STEPS)]
+    steps: usize,
     /// Folder for scene.png, overlay.svg, objects/*.png and objects.json
     #[arg(long, default_value = "render")]
     to: PathBuf,
@@ -32,10 +40,22 @@ pub(super) fn render(render: &RenderArgs, args: &CommonArgs) -> Result<String> {
     let (scene, rects) =
         plan.scene_and_boxes(render.candidate).map_err(|error| error.in_file(&render.layouts))?;
     let cutouts = Collection::load(&assets_of(args))?.of_scene(&plan.scene)?;
-    let [width, height] = plan.scene.canvas;
     let placed = place(&scene.problem, &rects, &cutouts, plan.scene.canvas);
-    let picture =
-        compose(background::paint(&plan.scene.prompt_bg, width, height), placed, &plan.scene.light);
+    let picture = match &render.diffusion {
+        None => compose(&plan.scene.prompt_bg, plan.scene.canvas, placed, &plan.scene.light),
+        Some(spec) => {
+            let model = StableDiffusion::open(spec, &assets_of(args))?;
+            let prompt = format!("{} {}", plan.scene.prompt_bg, plan.scene.style);
+            let prompts = (prompt.trim(), scene.names.join(", "));
+            let prompts = (prompts.0, prompts.1.as_str());
+            let canvas = plan.scene.canvas;
+            let seed = args.seed;
+            let ground = diffusion::paint(&model, &placed, canvas, prompts, seed, render.steps)?;
+            // where the painted ground starts is unknown: the setting's horizon stands for it
+            let horizon = background::horizon(&plan.scene.prompt_bg, canvas[1], &placed);
+            compose_over(ground, horizon, placed, &plan.scene.light)
+        }
+    };
     let error = identity_error(&picture, 2);
     if error > 0.0 {
         return Err(Error::Bug(format!("foreground pixels changed by {error} on average")));

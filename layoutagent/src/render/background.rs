@@ -2,12 +2,14 @@
 
 use image::{Rgba, RgbaImage};
 
+use super::Placed;
+
 /// Colours from the top to the horizon and from the horizon to the bottom.
 struct Palette {
     words: &'static [&'static str],
     upper: [[u8; 3]; 2],
     lower: [[u8; 3]; 2],
-    /// Height of the horizon as a share of the picture, from the top.
+    /// Lowest height of the horizon as a share of the picture, from the top.
     horizon: f64,
 }
 
@@ -62,12 +64,27 @@ const PALETTES: [Palette; 8] = [
     },
 ];
 
-/// The background of a setting; a plain studio when no word is known.
-pub fn paint(setting: &str, width: u32, height: u32) -> RgbaImage {
+/// The palette of a setting; a plain studio when no word is known.
+fn palette(setting: &str) -> &'static Palette {
     let setting = setting.to_lowercase();
     let fits = |palette: &&Palette| palette.words.iter().any(|word| setting.contains(word));
-    let palette = PALETTES.iter().find(fits).unwrap_or(&PALETTES[PALETTES.len() - 1]);
-    let horizon = palette.horizon * f64::from(height);
+    PALETTES.iter().find(fits).unwrap_or(&PALETTES[PALETTES.len() - 1])
+}
+
+/// Height of the horizon in pixels from the top: that of the setting, or higher, so that the largest
+/// object stands on the ground.
+pub fn horizon(setting: &str, height: u32, placed: &[Placed]) -> f64 {
+    const BEHIND: f64 = 0.06;
+    let height = f64::from(height);
+    let area = |object: &&Placed| object.image.width() * object.image.height();
+    let largest = placed.iter().max_by_key(area);
+    let foot = largest.map_or(1.0, |object| object.foot() / height);
+    palette(setting).horizon.min(foot - BEHIND).max(0.25) * height
+}
+
+/// The background of a setting with its horizon at that height.
+pub fn paint(setting: &str, width: u32, height: u32, horizon: f64) -> RgbaImage {
+    let palette = palette(setting);
     RgbaImage::from_fn(width, height, |_, y| {
         let y = f64::from(y) + 0.5;
         let (colors, share) = if y < horizon {

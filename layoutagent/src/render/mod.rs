@@ -1,11 +1,12 @@
-//! From boxes to a picture: cut-outs placed with alpha and z-order over a procedural background
-//! (specification §3.9, ways 1, 2c and 3).
+//! From boxes to a picture: cut-outs placed with alpha and z-order over a background, procedural or
+//! by Stable Diffusion (specification §3.9).
 //!
 //! The foreground is pasted last and never repainted, so its pixels are the cut-out's wherever
-//! its alpha is full. Backgrounds by a diffusion model are not in this crate (see the README).
+//! its alpha is full.
 
 pub mod background;
 pub mod cutout;
+pub mod diffusion;
 pub mod files;
 
 use image::{Rgba, RgbaImage, imageops};
@@ -22,6 +23,23 @@ pub struct Placed {
     pub at: [i64; 2],
     /// The cut-out at its final size.
     pub image: RgbaImage,
+}
+
+impl Placed {
+    /// Height of the lower edge in pixels from the top.
+    pub fn foot(&self) -> f64 {
+        self.at[1] as f64 + f64::from(self.image.height())
+    }
+
+    /// Whether it stands on `other`: its foot at the other's upper edge, above its middle.
+    fn stands_on(&self, other: &Self) -> bool {
+        let [left, width] = [self.at[0] as f64, f64::from(self.image.width())];
+        let [other_left, other_width] = [other.at[0] as f64, f64::from(other.image.width())];
+        let middle = left + width / 2.0;
+        let near = 2.0 + 0.04 * f64::from(self.image.height().max(other.image.height()));
+        (self.foot() - other.at[1] as f64).abs() <= near
+            && (other_left..=other_left + other_width).contains(&middle)
+    }
 }
 
 /// A rendered scene.
@@ -109,11 +127,32 @@ pub(crate) fn resize(image: &RgbaImage, width: u32, height: u32) -> RgbaImage {
     small
 }
 
-/// Draws background, contact shadows and objects.
-pub fn compose(background: RgbaImage, placed: Vec<Placed>, light: &str) -> Picture {
+/// Draws a procedural background of the setting, contact shadows and objects. What stands neither on
+/// the ground nor on another object hangs, and has no contact shadow.
+pub fn compose(
+    setting: &str,
+    [width, height]: [u32; 2],
+    placed: Vec<Placed>,
+    light: &str,
+) -> Picture {
+    let horizon = background::horizon(setting, height, &placed);
+    compose_over(background::paint(setting, width, height, horizon), horizon, placed, light)
+}
+
+/// The same over any background whose ground starts at `horizon` (pixels from the top).
+pub fn compose_over(
+    background: RgbaImage,
+    horizon: f64,
+    placed: Vec<Placed>,
+    light: &str,
+) -> Picture {
     let mut image = background;
-    for object in &placed {
-        shadow(&mut image, object, light);
+    for (index, object) in placed.iter().enumerate() {
+        let standing =
+            object.foot() >= horizon || placed[..index].iter().any(|other| object.stands_on(other));
+        if standing {
+            shadow(&mut image, object, light);
+        }
         imageops::overlay(&mut image, &object.image, object.at[0], object.at[1]);
     }
     Picture { image, placed }

@@ -58,6 +58,19 @@ pub enum Prompt {
     Point([f64; 2]),
 }
 
+impl Prompt {
+    /// A mask of 64 × 64 pixels that is the box itself (for a point: that pixel), to compare with.
+    pub fn filled(self) -> Vec<bool> {
+        let [left, top, right, bottom] = match self {
+            Self::Box(edges) => edges,
+            Self::Point([x, y]) => [x - 0.5, y - 0.5, x + 0.5, y + 0.5],
+        };
+        let center = |at: usize| ((at % SIDE) as f64 + 0.5, (at / SIDE) as f64 + 0.5);
+        let inside = |(x, y)| x >= left && x < right && y >= top && y < bottom;
+        (0..SIDE * SIDE).map(center).map(inside).collect()
+    }
+}
+
 /// One composite.
 #[derive(Debug, Clone)]
 pub struct Composite {

@@ -153,6 +153,11 @@ fn malformed_scenes_are_refused_with_their_place() {
         (relations("7"), "scene object"),
         ("{\"canvas\": [0, 10], \"objects\": [{\"id\": \"a\"}]}".into(), "canvas"),
         ("{\"canvas\": [4000, 20], \"objects\": [{\"id\": \"a\"}]}".into(), "aspect"),
+        (objects("{\"id\": \"a\", \"cut\": [0, 0, 1, 1]}"), "without an image"),
+        (
+            objects("{\"id\": \"a\", \"image\": \"a.png\", \"cut\": [0, 0, 1, 2]}"),
+            "shares of the image",
+        ),
         ("{\"light\": \"below\", \"objects\": [{\"id\": \"a\"}]}".into(), "light"),
         ("{\"objects\": [{\"id\": \"a\"}], \"extra\": 1}".into(), "unknown field `extra`"),
     ];
@@ -201,4 +206,30 @@ fn malformed_pictures_are_refused() {
         layoutagent::render::cutout::read(&path.join("good.png")).unwrap().dimensions(),
         (12, 22)
     );
+}
+
+/// The README's commands for one's own data.
+#[test]
+fn the_sample_becomes_a_picture_in_two_commands() {
+    if common::testing::asset_or_skip("noto-emoji", "icons.json").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/scene.json");
+    ok(
+        path,
+        &["plan", "--scene", sample.to_str().unwrap(), "--solver", "construct", "--to", "plan"],
+    );
+    ok(path, &["render", "plan/layouts.json", "--to", "picture"]);
+    let plan = json(&path.join("plan/layouts.json"));
+    assert_eq!(plan["candidates"][0]["verified"], true);
+    assert_eq!(
+        plan["candidates"][0]["boxes"]["clock"],
+        serde_json::json!([0.08, 0.06, 0.14, 0.19])
+    );
+    let image = image::open(path.join("picture/scene.png")).unwrap();
+    assert_eq!((image.width(), image.height()), (480, 360));
+    let layers = json(&path.join("picture/objects.json"));
+    assert_eq!(layers["back_to_front"].as_array().unwrap().len(), 4);
 }

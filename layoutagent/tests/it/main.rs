@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod agent;
 mod cli;
+mod diffusion;
 mod goldens;
 mod learned;
 mod metrics;
 mod relations;
+mod segment;
 mod solvers;

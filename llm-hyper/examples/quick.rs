@@ -25,7 +25,7 @@ fn main() -> common::Result<()> {
     let assets = Assets::from_env();
     let generator = Generator::new(&library, &config, &assets)?;
     let ad = Ad { id: "new".into(), title: "best gardening gift".into(), ..Ad::default() };
-    let found = generator.retrieve(&ad, generator.embed(std::slice::from_ref(&ad))?.row(0));
+    let found = generator.retrieve(std::slice::from_ref(&ad))?.remove(0);
     // No LLM here: every weight is a gap, so the demonstrations' mean is served. With one, use
     // `writer::Writer` and `Generator::generate`.
     let raw = Raw { values: vec![None; library.schema.len()], ..Raw::default() };

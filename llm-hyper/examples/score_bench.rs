@@ -1,51 +1,92 @@
-//! Throughput of matrix scoring and latency of a single score.
+//! Speed of scoring: a server for `common::testing::bench_protocol`. Its peer is
+//! `benches/peers/numpy_scores.py`, with the same cases.
 //!
-//! `cargo run --release -p llm-hyper --example score_bench -- [USERS] [ADS] [FEATURES]`
+//! ```sh
+//! cargo run --release -p llm-hyper --example score_bench
+//! ```
 //!
-//! The peer is numpy on the same matrix, in the same session:
-//! `python -c "import numpy as np, time; x=np.random.rand(1000000,64).astype('f'); w=np.random.rand(64,120).astype('f'); t=time.time(); x@w; print(time.time()-t)"`
-
-#![allow(clippy::print_stdout)]
+//! | case | what is timed |
+//! |---|---|
+//! | `gemm:USERS:ADS:FEATURES` | x · W + b of every user and ad into a buffer; the peer leaves b out |
+//! | `probabilities:USERS:ADS:FEATURES` | sigmoid of it |
+//! | `one:FEATURES` | 100,000 single scores, dot product and sigmoid; further fields `p50_ns`, `p99_ns` of one |
 
 use std::time::Instant;
 
 use common::rng::Seed;
+use common::testing::bench_protocol::{Case, Timings, serve};
+use common::{Error, Result};
 use llm_hyper::model::logit::{Scorer, probability};
+use serde_json::{Map, Value, json};
 
-fn main() -> common::Result<()> {
-    common::runtime::init(None);
-    let mut sizes = std::env::args().skip(1).filter_map(|word| word.parse::<usize>().ok());
-    let mut next = |default: usize| sizes.next().unwrap_or(default);
-    let (users, ads, width) = (next(1_000_000), next(120), next(64));
-    let mut stream = Seed::new(1).stream("score");
-    let x: Vec<f32> = (0..users * width).map(|_| stream.uniform() as f32).collect();
-    let weights: Vec<Vec<f64>> =
-        (0..ads).map(|_| (0..width).map(|_| stream.normal()).collect()).collect();
-    let biases = vec![-1.0; ads];
-    let scorer = Scorer::new(&weights, &biases)?;
-    for (name, probabilities) in [("logits", false), ("probabilities", true)] {
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            let start = Instant::now();
-            let scores =
-                if probabilities { scorer.probabilities(&x)? } else { scorer.logits(&x)? };
-            best = best.min(start.elapsed().as_secs_f64());
-            assert_eq!(scores.len(), users * ads);
+/// Eq. 1 as one matrix product.
+struct Many {
+    scorer: Scorer,
+    users: Vec<f32>,
+    out: Vec<f32>,
+    sigmoid: bool,
+}
+
+impl Case for Many {
+    fn run(&mut self) -> Result<()> {
+        if self.sigmoid {
+            self.scorer.probabilities_into(&self.users, &mut self.out)
+        } else {
+            self.scorer.logits_into(&self.users, &mut self.out)
         }
-        println!(
-            "{name}: {users} x {ads} x {width} in {best:.3} s, {:.1} GFLOP/s",
-            2e-9 * (users * ads * width) as f64 / best
-        );
     }
-    let row: Vec<f64> = x[..width].iter().map(|v| f64::from(*v)).collect();
-    let mut nanoseconds: Vec<u128> = (0..100_000)
-        .map(|at| {
+}
+
+/// Eq. 1 for one user and one ad at a time.
+struct One {
+    users: Vec<Vec<f64>>,
+    weights: Vec<Vec<f64>>,
+    nanoseconds: Vec<u128>,
+}
+
+impl Case for One {
+    fn run(&mut self) -> Result<()> {
+        self.nanoseconds.clear();
+        for at in 0..100_000 {
+            let user = std::hint::black_box(&self.users[at % self.users.len()]);
             let start = Instant::now();
-            std::hint::black_box(probability(&weights[at % ads], -1.0, std::hint::black_box(&row)));
-            start.elapsed().as_nanos()
-        })
-        .collect();
-    nanoseconds.sort_unstable();
-    println!("one score: p50 {} ns, p99 {} ns", nanoseconds[50_000], nanoseconds[99_000]);
-    Ok(())
+            std::hint::black_box(probability(&self.weights[at % self.weights.len()], -1.0, user));
+            self.nanoseconds.push(start.elapsed().as_nanos());
+        }
+        self.nanoseconds.sort_unstable();
+        Ok(())
+    }
+
+    fn fields(&self, _: &Timings) -> Map<String, Value> {
+        let at = |share: usize| json!(self.nanoseconds[self.nanoseconds.len() * share / 100]);
+        Map::from_iter([("p50_ns".to_owned(), at(50)), ("p99_ns".to_owned(), at(99))])
+    }
+}
+
+fn build(case: &str) -> Result<Box<dyn Case>> {
+    let (name, sizes) = case.split_once(':').unwrap_or((case, ""));
+    let sizes: Vec<usize> = sizes.split(':').filter_map(|size| size.parse().ok()).collect();
+    let mut stream = Seed::new(1).stream(name);
+    let mut vectors = |count: usize, width: usize| -> Vec<Vec<f64>> {
+        (0..count).map(|_| (0..width).map(|_| stream.normal()).collect()).collect()
+    };
+    match (name, sizes.as_slice()) {
+        ("gemm" | "probabilities", &[users, ads, features]) => Ok(Box::new(Many {
+            scorer: Scorer::new(&vectors(ads, features), &vec![-1.0; ads])?,
+            users: vectors(users, features).concat().into_iter().map(|x| x as f32).collect(),
+            out: vec![0.0; users * ads],
+            sigmoid: name == "probabilities",
+        })),
+        ("one", &[features]) => Ok(Box::new(One {
+            users: vectors(1_000, features),
+            weights: vectors(120, features),
+            nanoseconds: Vec::new(),
+        })),
+        _ => Err(Error::usage(format!("unknown case {case}"))),
+    }
+}
+
+fn main() -> std::io::Result<()> {
+    common::runtime::init(None);
+    serve(std::io::stdin().lock(), std::io::stdout().lock(), build)
 }

@@ -30,7 +30,8 @@ pub struct Artefact {
     pub target_rate: f64,
     /// Where the weights come from.
     pub source: Source,
-    /// Features whose weight is the demonstrations' mean, since the LLM gave none.
+    /// Features for which the LLM gave no weight: served from the demonstrations' mean, or from the
+    /// library's sources in a blend.
     pub filled: Vec<String>,
     /// The LLM as it was named, and how it was asked.
     pub llm: String,
@@ -73,6 +74,8 @@ pub enum Source {
     Knn,
     /// There were no demonstrations either, or all raw weights were zero: median of the library.
     LrCold,
+    /// The learned blend of the LLM's answer and the library's own sources.
+    Blend,
     /// Corrected by the ad's own impressions (Eq. 7).
     Warmed,
 }

@@ -2,14 +2,18 @@
 //!
 //! Every source's logits enter one small logistic regression over the impressions of retired ads,
 //! for which each source wrote weights without seeing them (leave one ad out). The regression's
-//! coefficients multiply the sources' weights. The penalty draws the coefficients towards the
-//! best single source, so few ads give that source and not noise.
+//! coefficients multiply the sources' weights. A penalty draws them towards one source alone; of
+//! the penalties that cross-validation over ads can't tell from the best one, the largest is taken
+//! (one-standard-error rule), so a source enters only when it pays.
 
 use common::rng::Seed;
-use common::{Error, Result, metrics};
+use common::{Error, Result, metrics, stats};
 use ndarray::Array2;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
-use crate::model::logit::{dot, logit, probability};
+use crate::model::intercept;
+use crate::model::logit::{dot, logit, sigmoid};
 use crate::model::prior::Prior;
 
 /// One retired ad treated as cold.
@@ -17,9 +21,7 @@ use crate::model::prior::Prior;
 pub struct Example {
     /// One weight vector per source.
     pub sources: Vec<Vec<f64>>,
-    /// Calibrated intercept of each source.
-    pub biases: Vec<f64>,
-    /// p̄ that the intercepts aim at.
+    /// p̄ that the intercept aims at.
     pub rate: f64,
     /// (rows, features) of its impressions.
     pub features: Array2<f64>,
@@ -28,95 +30,68 @@ pub struct Example {
 }
 
 /// Learned coefficients.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Blend {
     /// One per source.
     pub coefficients: Vec<f64>,
-    /// Index of the source that is best alone on the retired ads; the coefficients' prior is 1
-    /// there and 0 elsewhere.
-    pub best_alone: usize,
-    /// Penalty that cross-validation over ads chose.
+    /// Index of the source that the penalty draws to: its coefficient to 1, all others to 0.
+    pub base: usize,
+    /// The penalty that cross-validation over ads chose.
     pub penalty: f64,
 }
 
-/// Penalties tried, in impressions: the last leaves the best single source as it is.
-const PENALTIES: [f64; 5] = [1.0, 30.0, 300.0, 3_000.0, 1e9];
+/// Penalties tried, in impressions of logit 1; the last leaves the base as it is.
+const PENALTIES: [f64; 6] = [10.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1e12];
 const FOLDS: usize = 5;
 
 impl Blend {
-    /// Learns from `examples`; the penalty is chosen by 5-fold cross-validation over ads.
+    /// Learns from `examples`, drawn towards source `base`, or towards the one that is best alone.
+    /// Every ad counts the same, however many impressions it has.
     ///
     /// # Errors
-    /// [`Error::Data`] with fewer than five examples.
-    pub fn fit(examples: &[Example], seed: Seed) -> Result<Self> {
-        if examples.len() < FOLDS {
+    /// [`Error::Data`] with fewer than five examples, or without a source.
+    pub fn fit(examples: &[Example], base: Option<usize>, seed: Seed) -> Result<Self> {
+        let sources = examples.first().map_or(0, |ad| ad.sources.len());
+        if examples.len() < FOLDS || sources == 0 {
             return Err(Error::data(
-                format!("{} retired ads", examples.len()),
-                format!("at least {FOLDS} to learn a blend from"),
+                format!("{} retired ads with {sources} sources of weights", examples.len()),
+                format!("at least {FOLDS} with at least one to learn a blend from"),
             ));
         }
-        let order = seed.stream("blend/folds").permutation(examples.len());
-        let losses: Vec<Result<f64>> = PENALTIES
-            .iter()
-            .map(|&penalty| {
-                let mut loss = 0.0;
-                for fold in 0..FOLDS {
-                    let part = |inside: bool| -> Vec<&Example> {
-                        let here = order.iter().enumerate();
-                        here.filter(|(at, _)| (at % FOLDS == fold) == inside)
-                            .map(|(_, &ad)| &examples[ad])
-                            .collect()
-                    };
-                    let blend = Self::at(&part(false), penalty)?;
-                    loss += part(true).iter().map(|ad| ad_loss(&blend, ad)).sum::<f64>();
-                }
-                Ok(loss)
+        let ads: Vec<Logits> = examples.par_iter().map(Logits::of).collect::<Result<_>>()?;
+        let alone: Vec<Vec<f64>> = (0..sources)
+            .map(|source| {
+                let one: Vec<f64> =
+                    (0..sources).map(|s| f64::from(u8::from(s == source))).collect();
+                ads.par_iter().map(|ad| ad.loss(&one)).collect()
             })
             .collect();
-        let mut best = (f64::INFINITY, PENALTIES[PENALTIES.len() - 1]);
-        for (loss, &penalty) in losses.into_iter().zip(&PENALTIES) {
-            let loss = loss?;
-            if loss <= best.0 {
-                best = (loss, penalty);
-            }
-        }
-        let all: Vec<&Example> = examples.iter().collect();
-        Self::at(&all, best.1)
-    }
-
-    fn at(examples: &[&Example], penalty: f64) -> Result<Self> {
-        let sources = examples.first().map_or(0, |ad| ad.sources.len());
-        let alone = |source: usize| {
-            let mut one = vec![0.0; sources];
-            one[source] = 1.0;
-            let blend = Self { coefficients: one, best_alone: source, penalty };
-            examples.iter().map(|ad| ad_loss(&blend, ad)).sum::<f64>()
+        let best = |among: &[usize]| {
+            let total = |source: usize| among.iter().map(|&ad| alone[source][ad]).sum::<f64>();
+            (0..sources).min_by(|&a, &b| total(a).total_cmp(&total(b))).unwrap_or(0)
         };
-        let best_alone = (0..sources)
-            .min_by(|&a, &b| alone(a).total_cmp(&alone(b)))
-            .ok_or_else(|| Error::data("no source of weights", "at least one"))?;
-        let rows: usize = examples.iter().map(|ad| ad.clicked.len()).sum();
-        let mut design = Array2::zeros((rows, sources + 1));
-        let mut labels = Vec::with_capacity(rows);
-        for ad in examples {
-            for (x, &clicked) in ad.features.rows().into_iter().zip(&ad.clicked) {
-                let x = x.to_vec();
-                let row = labels.len();
-                for source in 0..sources {
-                    // Logits around p̄, so that coefficients scale what a source says of users.
-                    design[[row, source]] =
-                        dot(&ad.sources[source], &x) + ad.biases[source] - logit(ad.rate);
-                }
-                design[[row, sources]] = logit(ad.rate);
-                labels.push(clicked);
+        let order = seed.stream("blend/folds").permutation(ads.len());
+        // Held-out loss of every ad under every penalty.
+        let mut losses = vec![vec![0.0; ads.len()]; PENALTIES.len()];
+        for fold in 0..FOLDS {
+            let (test, train): (Vec<_>, Vec<_>) =
+                order.iter().enumerate().partition(|(at, _)| at % FOLDS == fold);
+            let train: Vec<usize> = train.into_iter().map(|(_, &ad)| ad).collect();
+            let base = base.unwrap_or_else(|| best(&train));
+            let fits: Vec<Vec<f64>> = PENALTIES
+                .par_iter()
+                .map(|&penalty| coefficients(&ads, &train, base, penalty))
+                .collect::<Result<_>>()?;
+            for (fit, losses) in fits.iter().zip(&mut losses) {
+                test.iter().for_each(|(_, ad)| losses[**ad] = ads[**ad].loss(fit));
             }
         }
-        let mut mean = vec![0.0; sources + 1];
-        (mean[best_alone], mean[sources]) = (1.0, 1.0);
-        let prior = Prior { weights: mean, bias: 0.0, precision: penalty, bias_precision: 1.0 };
-        let posterior = prior.update(design.view(), &labels)?;
-        let coefficients = posterior.weights[..sources].to_vec();
-        Ok(Self { coefficients, best_alone, penalty })
+        let penalty = PENALTIES[largest_within_one_error(&losses)];
+        let all: Vec<usize> = (0..ads.len()).collect();
+        let base = base.unwrap_or_else(|| best(&all));
+        let coefficients = coefficients(&ads, &all, base, penalty)?;
+        Ok(Self { coefficients, base, penalty })
     }
 
     /// Σ coefficient · weights over the sources.
@@ -129,13 +104,96 @@ impl Blend {
     }
 }
 
-/// Mean log loss of one ad under the blend, its intercept by Eq. 6 on the ad's own users (no
-/// labels), so that every ad counts the same.
-fn ad_loss(blend: &Blend, ad: &Example) -> f64 {
-    let weights = blend.weights(&ad.sources);
-    let rows: Vec<Vec<f64>> = ad.features.rows().into_iter().map(|x| x.to_vec()).collect();
-    let logits: Vec<f64> = rows.iter().map(|x| dot(&weights, x)).collect();
-    let Ok(bias) = crate::model::intercept::solve(&logits, ad.rate) else { return f64::INFINITY };
-    let p: Vec<f64> = rows.iter().map(|x| probability(&weights, bias, x)).collect();
-    metrics::log_loss(&ad.clicked, &p, None)
+/// The last row (largest penalty) whose mean exceeds the lowest by no more than one standard error
+/// of the paired difference.
+fn largest_within_one_error(losses: &[Vec<f64>]) -> usize {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let lowest = (0..losses.len())
+        .min_by(|&a, &b| mean(&losses[a]).total_cmp(&mean(&losses[b])))
+        .unwrap_or(0);
+    let close = |at: usize| {
+        let pairs = losses[at].iter().zip(&losses[lowest]);
+        let (excess, sd) = stats::mean_sd(&pairs.map(|(a, b)| a - b).collect::<Vec<_>>());
+        excess <= sd / (losses[at].len() as f64).sqrt()
+    };
+    (lowest..losses.len()).rev().find(|&at| at == lowest || close(at)).unwrap_or(lowest)
+}
+
+/// One ad's impressions as the sources see them.
+struct Logits<'a> {
+    /// (rows, sources) w · x.
+    raw: Array2<f64>,
+    /// Each source's intercept by Eq. 6 on the ad's own users, which needs no clicks.
+    biases: Vec<f64>,
+    rate: f64,
+    clicked: &'a [bool],
+}
+
+impl<'a> Logits<'a> {
+    fn of(ad: &'a Example) -> Result<Self> {
+        let mut raw = Array2::zeros((ad.clicked.len(), ad.sources.len()));
+        for (mut logits, x) in raw.rows_mut().into_iter().zip(ad.features.rows()) {
+            let x = x.to_vec();
+            logits.iter_mut().zip(&ad.sources).for_each(|(z, w)| *z = dot(w, &x));
+        }
+        let solve =
+            |column: ndarray::ArrayView1<'_, f64>| intercept::solve(&column.to_vec(), ad.rate);
+        let biases = raw.columns().into_iter().map(solve).collect::<Result<_>>()?;
+        Ok(Self { raw, biases, rate: ad.rate, clicked: &ad.clicked })
+    }
+
+    /// Mean log loss under `coefficients`, the intercept by Eq. 6 on the ad's own users.
+    fn loss(&self, coefficients: &[f64]) -> f64 {
+        let logits = self.raw.dot(&ndarray::ArrayView1::from(coefficients)).to_vec();
+        let Ok(bias) = intercept::solve(&logits, self.rate) else { return f64::INFINITY };
+        let p: Vec<f64> = logits.iter().map(|z| sigmoid(z + bias)).collect();
+        metrics::log_loss(self.clicked, &p, None)
+    }
+}
+
+/// Logistic regression of clicks on the sources' logits around p̄, with the coefficients' prior at
+/// 1 for `base` and 0 for all others; logit(p̄) is a further input.
+fn coefficients(
+    ads: &[Logits<'_>],
+    train: &[usize],
+    base: usize,
+    penalty: f64,
+) -> Result<Vec<f64>> {
+    let sources = ads.first().map_or(0, |ad| ad.biases.len());
+    let rows = train.iter().map(|&ad| ads[ad].clicked.len()).sum();
+    let mut design = Array2::zeros((rows, sources + 1));
+    let mut labels = Vec::with_capacity(rows);
+    for &ad in train {
+        let ad = &ads[ad];
+        let centre = logit(ad.rate);
+        for (logits, &clicked) in ad.raw.rows().into_iter().zip(ad.clicked) {
+            let row = labels.len();
+            for source in 0..sources {
+                design[[row, source]] = logits[source] + ad.biases[source] - centre;
+            }
+            design[[row, sources]] = centre;
+            labels.push(clicked);
+        }
+    }
+    let mut mean = vec![0.0; sources + 1];
+    (mean[base], mean[sources]) = (1.0, 1.0);
+    let prior = Prior { weights: mean, bias: 0.0, precision: penalty, bias_precision: 1.0 };
+    let posterior = prior.update(design.view(), &labels)?;
+    Ok(posterior.weights[..sources].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_one_standard_error_rule_prefers_the_larger_penalty_of_equals() {
+        // The second is lowest; the third is worse by 0.01 with an error of the same size, the
+        // fourth by far.
+        let losses =
+            [vec![0.5, 0.6, 0.7], vec![0.4, 0.5, 0.6], vec![0.4, 0.5, 0.63], vec![0.6, 0.7, 0.8]];
+        assert_eq!(largest_within_one_error(&losses), 2);
+        assert_eq!(largest_within_one_error(&losses[..2]), 1);
+        assert_eq!(largest_within_one_error(&[losses[1].clone(), losses[3].clone()]), 0);
+    }
 }

@@ -287,6 +287,8 @@ pub struct BenchConfig {
     pub edited_ads: usize,
     /// Measure `rating` mode on MovieLens too (`likelihood` is measured everywhere).
     pub rating: bool,
+    /// Cold garments that the LLM writes JSON with reasons for; 0 leaves the rows out.
+    pub json_ads: usize,
     /// Cold films that the controls with prompts of their own are measured on.
     pub control_ads: usize,
     /// Resamples of every bootstrap interval.
@@ -307,6 +309,7 @@ impl Default for BenchConfig {
             ranked_users: 12,
             edited_ads: 8,
             rating: true,
+            json_ads: 5,
             control_ads: 20,
             resamples: 1000,
             repeats: 2,
@@ -377,6 +380,8 @@ impl Config {
             ranked_users: 0,
             edited_ads: 0,
             rating: true,
+            // No answers of this form are recorded.
+            json_ads: 0,
             control_ads: 4,
             resamples: 100,
             repeats: 1,
@@ -404,6 +409,7 @@ impl Config {
             blend_ads: 200,
             ranked_users: 150,
             edited_ads: 60,
+            json_ads: 30,
             control_ads: 120,
             ..BenchConfig::default()
         };

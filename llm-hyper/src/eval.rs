@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::rng::Seed;
 use common::{metrics, stats};
 
-use crate::data::Impressions;
+use crate::artefact::Reason;
+use crate::data::{Impressions, Schema};
 
 /// The metrics of a method's probabilities, in the order of the tables.
 pub const METRICS: [(&str, bool); 7] = [
@@ -239,6 +240,37 @@ pub fn interpretability(
     (!hits.is_empty()).then_some((hits, coverage))
 }
 
+/// The sign that a reason states: it begins with +, - or 0 as the prompt asks, or else says in words
+/// of one kind only that the feature raises or lowers clicks. `None` when it states none.
+pub fn stated_sign(reason: &str) -> Option<f64> {
+    const RAISES: [&str; 5] = ["positive", "more likely", "raises", "increases", "higher"];
+    const LOWERS: [&str; 5] = ["negative", "less likely", "lowers", "decreases", "lower"];
+    match reason.trim_start().chars().next()? {
+        '+' => return Some(1.0),
+        '-' | '−' | '–' => return Some(-1.0),
+        '0' => return Some(0.0),
+        _ => {}
+    }
+    let reason = reason.to_lowercase();
+    let says = |words: [&str; 5]| words.iter().any(|word| reason.contains(word));
+    match (says(RAISES), says(LOWERS)) {
+        (true, false) => Some(1.0),
+        (false, true) => Some(-1.0),
+        _ => None,
+    }
+}
+
+/// Consistency (§8): for every reason that states a sign, whether it is the sign of the weight that
+/// the LLM wrote. The name is the paper's, the definition ours.
+pub fn consistency(reasoning: &[Reason], raw: &[f64], schema: &Schema) -> Vec<bool> {
+    let judged = reasoning.iter().filter_map(|reason| {
+        let weight = *raw.get(schema.position(&reason.feature)?)?;
+        let sign = if weight == 0.0 { 0.0 } else { weight.signum() };
+        Some(stated_sign(&reason.text)? == sign)
+    });
+    judged.collect()
+}
+
 /// How many impressions of its own an ad needs until a model trained on them alone reaches
 /// `value`: linear between the points of `curve` (impressions ascending, metric) on the scale
 /// ln(1 + n). `None` when the curve never gets there; 0 when it starts above.
@@ -296,6 +328,27 @@ mod tests {
         // Half-way between ln 10 and ln 100.
         assert!((worth(&curve, 0.65).unwrap() - (1000f64.sqrt() - 1.0)).abs() < 1e-9);
         assert_eq!(worth(&curve, 0.8), None);
+    }
+
+    #[test]
+    fn consistency_compares_stated_signs_with_weights() {
+        assert_eq!(stated_sign(" + they garden"), Some(1.0));
+        assert_eq!(stated_sign("−, too young"), Some(-1.0));
+        assert_eq!(stated_sign("People who are more likely to click"), Some(1.0));
+        assert_eq!(stated_sign("higher or lower, who knows"), None);
+        assert_eq!(stated_sign(""), None);
+        let feature = |name: &str| crate::data::Feature {
+            name: name.into(),
+            description: name.into(),
+            kind: crate::data::Kind::Binary,
+            mean: 0.0,
+            std: 1.0,
+        };
+        let schema = Schema { features: ["a", "b", "c"].map(feature).to_vec() };
+        let reason =
+            |feature: &str, text: &str| Reason { feature: feature.into(), text: text.into() };
+        let reasons = [reason("a", "+ x"), reason("b", "+ y"), reason("c", "0"), reason("b", "so")];
+        assert_eq!(consistency(&reasons, &[0.2, -0.1, 0.0], &schema), [true, false, true]);
     }
 
     #[test]

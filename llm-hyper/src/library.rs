@@ -10,6 +10,7 @@ use crate::data::{Ad, Schema};
 use crate::model::intercept::smoothed_rate;
 use crate::model::logit::dot;
 use crate::model::normalise::{WeightScale, median};
+use crate::model::retrieve::{Found, similarity_weight};
 
 /// Retired ads and reference users. Its file is JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -127,6 +128,38 @@ impl Library {
         let n = self.ads.len().max(1) as f64;
         let sum = |j: usize| self.ads.iter().map(|ad| ad.weights[j]).sum::<f64>();
         (0..self.schema.len()).map(|j| sum(j) / n).collect()
+    }
+
+    /// Standard deviation of each feature's trained weight; infinite where it is constant.
+    pub fn spread(&self) -> Vec<f64> {
+        (0..self.schema.len())
+            .map(|j| {
+                let column: Vec<f64> = self.ads.iter().map(|ad| ad.weights[j]).collect();
+                let (_, sd) = common::stats::mean_sd(&column);
+                if sd > 1e-9 { sd } else { f64::INFINITY }
+            })
+            .collect()
+    }
+
+    /// What is special about a retired ad: (trained weight − median) / sd of each feature.
+    pub fn special(&self, index: usize) -> Vec<f64> {
+        let weights = self.ads[index].weights.iter().zip(self.centre()).zip(self.spread());
+        weights.map(|((w, centre), spread)| (w - centre) / spread).collect()
+    }
+
+    /// Similarity-weighted mean of `value` over found ads, by their index here; `None` without any.
+    pub fn mean_over(&self, found: &[Found], value: impl Fn(usize) -> f64) -> Option<f64> {
+        let total: f64 = found.iter().map(|f| similarity_weight(f.similarity)).sum();
+        let share = |f: &Found| similarity_weight(f.similarity) / total * value(f.index);
+        (!found.is_empty()).then(|| found.iter().map(share).sum())
+    }
+
+    /// kNN weights: the similarity-weighted mean of the found ads' trained weights; `None` without
+    /// any.
+    pub fn knn_weights(&self, found: &[Found]) -> Option<Vec<f64>> {
+        (0..self.schema.len())
+            .map(|j| self.mean_over(found, |index| self.ads[index].weights[j]))
+            .collect()
     }
 
     /// Scale of the trained weights; without ads that of weights in [−1, 1].

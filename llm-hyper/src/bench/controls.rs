@@ -10,10 +10,12 @@ use common::{Result, metrics, stats};
 use super::base;
 use super::part::{Method, Part, Written};
 use crate::baselines::{random_like, shuffled};
+use crate::config::Mode;
 use crate::data::{Ad, Kind};
-use crate::eval::interpretability;
-use crate::generate::{Found, Generator};
+use crate::eval::{consistency, interpretability};
+use crate::generate::Generator;
 use crate::model::residual::Residual;
+use crate::model::retrieve::Found;
 use crate::writer::{Query, Writer, prompts};
 
 /// What controls need of a part.
@@ -184,6 +186,55 @@ impl Controls<'_> {
                 ..base(&part.data.name, "LLM-HYPER, likelihood", Role::Ours)
             });
         }
+        Ok(())
+    }
+
+    /// The paper's form, JSON with reasons, on the first `bench.json_ads` cold ads: how good, and
+    /// whether reasons and weights agree in sign.
+    pub(super) fn reasons(&self, found: &[Vec<Found>], report: &mut Report) -> Result<()> {
+        let part = self.part;
+        let n = part.config.bench.json_ads.min(part.cold.len());
+        if n == 0 || part.data.schema.len() > part.config.writer.batch {
+            return Ok(());
+        }
+        let writer = part.llm.writer(&part.data.schema, &part.config.writer, Mode::Json)?;
+        let queries = self.generator.queries(&part.cold[..n], &found[..n]);
+        let (raws, spent) = part.llm.ask(&writer, &queries)?;
+        let (mut weights, mut agree) = (Vec::new(), Vec::new());
+        for ((ad, found), raw) in part.cold.iter().zip(found).zip(&raws) {
+            let artefact = self.generator.finish(ad, found, raw, "")?;
+            let signs = consistency(&artefact.reasoning, &artefact.raw, &part.data.schema);
+            agree.extend(signs.into_iter().map(|same| f64::from(u8::from(same))));
+            weights.push(artefact.weights);
+        }
+        let dataset = format!("{}, {n} ads in json mode", part.data.name);
+        let row = || base(&dataset, "LLM-HYPER, json with reasons", Role::Paper);
+        let aucs: Vec<f64> = part.auc_of(&weights).into_iter().filter(|a| a.is_finite()).collect();
+        report.rows.push(Row {
+            mean: Some(stats::mean_sd(&aucs).0),
+            ci95: Some(self.interval(&aucs)),
+            n: aucs.len(),
+            note: Some(spent.words()),
+            ..row()
+        });
+        let consistency = Row {
+            claim: "reasons state the sign of the weight that follows".into(),
+            metric: "Consistency".into(),
+            n: agree.len(),
+            paper_value: Some(0.95),
+            note: Some(
+                "signs stated in reasons; the paper's value is a lower bound, for another LLM; \
+                 definition ours"
+                    .into(),
+            ),
+            ..row()
+        };
+        report.rows.push(if agree.is_empty() {
+            consistency.not_run("no reason of the LLM states a sign")
+        } else {
+            let (mean, ci95) = (Some(stats::mean_sd(&agree).0), Some(self.interval(&agree)));
+            Row { mean, ci95, ..consistency }
+        });
         Ok(())
     }
 

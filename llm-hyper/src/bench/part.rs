@@ -9,15 +9,17 @@ use common::{Result, stats};
 
 use super::llm::BenchLlm;
 use super::{Context, base, controls, warm};
-use crate::baselines::RidgeMap;
-use crate::blend::{Blend, Example};
-use crate::config::{Config, Encoder, Mode, RetrievalConfig};
+use crate::blend::Example;
+use crate::calibrate::{AsCold, Calibration};
+use crate::config::{Config, Mode};
 use crate::data::{Ad, ColdSplit, Dataset};
 use crate::eval::{METRICS, TestSet};
-use crate::generate::{Found, Generator};
+use crate::generate::Generator;
+use crate::index::Index;
 use crate::library::Library;
 use crate::model::logit::{dot, logit, sigmoid};
-use crate::model::residual::Residual;
+use crate::model::retrieve::Found;
+use crate::sources::{self, Sources};
 use crate::train;
 use crate::writer::Writer;
 
@@ -48,14 +50,6 @@ pub(super) struct Written {
     pub(super) spent: super::llm::Counts,
 }
 
-/// Retired ads treated as cold.
-struct AsCold {
-    examples: Vec<Example>,
-    /// The LLM's weights after Eq. 5, by example.
-    llm: Models,
-    residual: Residual,
-}
-
 /// A data set with everything that does not need the LLM.
 pub(super) struct Part<'a> {
     pub(super) config: &'a Config,
@@ -65,8 +59,6 @@ pub(super) struct Part<'a> {
     pub(super) llm: &'a BenchLlm<'a>,
     pub(super) seed: Seed,
     pub(super) library: Library,
-    /// The config with the other encoder.
-    minilm: Config,
     pub(super) cold: Vec<Ad>,
     pub(super) test: TestSet,
     /// Features of the test rows.
@@ -88,7 +80,6 @@ impl<'a> Part<'a> {
         let test = TestSet::new(impressions, &split.active, |row| !train(row));
         let rows = impressions.rows(&test.rows);
         let features = rows.rows().into_iter().map(|x| x.to_vec()).collect();
-        let retrieval = RetrievalConfig { encoder: Encoder::Minilm, ..config.retrieval.clone() };
         tracing::info!(
             "{}: {} retired ads, {} cold ads, {} test impressions, {} features, C = {}",
             data.name,
@@ -106,7 +97,6 @@ impl<'a> Part<'a> {
             llm,
             seed,
             library,
-            minilm: Config { retrieval, ..config.clone() },
             cold: split.active.iter().map(|&ad| data.ads[ad].clone()).collect(),
             test,
             features,
@@ -115,40 +105,46 @@ impl<'a> Part<'a> {
 
     /// Measures everything; returns this part's sentences of the headline.
     pub(super) fn run(&self, report: &mut Report) -> Result<String> {
-        let tfidf = Generator::new(&self.library, self.config, &self.context.assets)?;
-        let minilm = Generator::new(&self.library, &self.minilm, &self.context.assets)?;
-        let found = self.retrieve(&tfidf, &self.cold)?;
-        let targets: Vec<f64> = found.iter().map(|f| tfidf.target_rate(f)).collect();
-        let ridge = RidgeMap::fit(&minilm.embeddings, &self.library.weights())?;
-        let embeddings = minilm.embed(&self.cold)?;
-        let centre = self.library.centre();
-        let knn = |generator: &Generator<'_>, found: &[Vec<Found>]| -> Vec<Vec<f64>> {
-            found.iter().map(|f| generator.knn(f).unwrap_or_else(|| centre.clone())).collect()
+        let generator = Generator::new(&self.library, self.config, &self.context.assets)?;
+        let k = self.config.retrieval.k;
+        let sources = Sources::new(&self.library, k, &self.context.assets)?;
+        let found = generator.retrieve(&self.cold)?;
+        let targets: Vec<f64> = found.iter().map(|f| generator.target_rate(f)).collect();
+        let cheap = sources.weights(&self.cold)?;
+        let source = |at: usize| -> Vec<Vec<f64>> {
+            cheap.iter().map(|sources| sources[at].clone()).collect()
         };
-        let median = vec![centre.clone(); self.cold.len()];
-        let knn_tfidf = knn(&tfidf, &found);
-        let knn_minilm = knn(&minilm, &self.retrieve(&minilm, &self.cold)?);
-        let ridged: Vec<Vec<f64>> =
-            embeddings.rows().into_iter().map(|row| ridge.predict(row)).collect();
 
         // The LLM writes for the cold ads, and for retired ads that are treated as cold.
         let writer = self.llm.writer(&self.data.schema, &self.config.writer, Mode::Likelihood)?;
-        let written = self.write(&tfidf, &writer, &self.cold, &found)?;
-        let as_cold = self.as_cold(&tfidf, &minilm, &ridge, &writer)?;
-        let residual: Vec<Vec<f64>> = written
-            .raw
-            .iter()
-            .map(|raw| as_cold.residual.weights(raw, &tfidf.centre, &tfidf.spread))
-            .collect();
+        let written = self.write(&generator, &writer, &self.cold, &found)?;
+        let train = |row: usize| !self.split.held_out[self.data.impressions.user[row]];
+        let as_cold = AsCold::new(&generator, &sources, self.data, train, self.seed)?;
+        let asked = sources::sample(&self.library, self.config.bench.blend_ads, self.seed);
+        let asked_ads = sources::as_cold(&self.library, &asked);
+        let asked_found = generator.retrieve(&asked_ads)?;
+        let answered = self.write(&generator, &writer, &asked_ads, &asked_found)?;
+        let (mode, seed) = (writer.mode(), self.seed);
+        let calibration =
+            Calibration::fit(&self.library, &as_cold, mode, &asked, &answered.raw, seed)?;
+        let residual_of = |raw: &Vec<f64>| {
+            calibration.residual.weights(raw, &generator.centre, &generator.spread)
+        };
+        let residual: Vec<Vec<f64>> = written.raw.iter().map(residual_of).collect();
+        let blend_of = |(sources, raw): (&Vec<Vec<f64>>, &Vec<f64>)| {
+            calibration.weights(sources, Some(raw), &generator.spread)
+        };
+        let blended: Vec<Vec<f64>> = cheap.iter().zip(&written.raw).map(blend_of).collect();
+
         let mut methods = Vec::new();
         let mut add = |name: &str, role: Role, note: &str, weights: Vec<Vec<f64>>| -> Result<()> {
-            methods.push(self.method(&tfidf, name, role, note, weights, &targets)?);
+            methods.push(self.method(&generator, name, role, note, weights, &targets)?);
             Ok(())
         };
         let name = self.llm.name();
         if self.rating() {
             let rating = self.llm.writer(&self.data.schema, &self.config.writer, Mode::Rating)?;
-            let rated = self.write(&tfidf, &rating, &self.cold, &found)?;
+            let rated = self.write(&generator, &rating, &self.cold, &found)?;
             let note = format!("Eq. 4 rating words of {name}, 5-shot; {}", rated.spent.words());
             add("LLM-HYPER, rating", Role::Paper, &note, rated.weights)?;
         }
@@ -158,94 +154,76 @@ impl<'a> Part<'a> {
         let note = format!(
             "median + {:.3} sd of trained weights per sd of the LLM's answers, learned on {} retired \
              ads",
-            as_cold.residual.strength,
-            as_cold.examples.len()
+            calibration.residual.strength,
+            asked.len()
         );
         add("LLM-HYPER, residual", Role::Ours, &note, residual.clone())?;
-        add("LR_cold (median)", Role::Baseline, "", median.clone())?;
+        add("LR_cold (median)", Role::Baseline, "", source(0))?;
         add("LR_cold (mean)", Role::Baseline, "", vec![self.library.mean(); self.cold.len()])?;
-        add(
-            "kNN weights, tf-idf",
-            Role::Baseline,
-            "the demonstrations, no LLM",
-            knn_tfidf.clone(),
-        )?;
-        add(
-            "kNN weights, MiniLM",
-            Role::Baseline,
-            "the demonstrations, no LLM",
-            knn_minilm.clone(),
-        )?;
-        let note = format!("from MiniLM embedding, penalty {} by leave-one-out", ridge.penalty);
-        add("ridge map text to weights", Role::Baseline, &note, ridged.clone())?;
-
-        // Blends, learned on retired ads treated as cold.
-        let sources = |at: usize| {
-            vec![
-                median[at].clone(),
-                knn_tfidf[at].clone(),
-                knn_minilm[at].clone(),
-                ridged[at].clone(),
-                residual[at].clone(),
-            ]
-        };
-        let names = ["median", "kNN tf-idf", "kNN MiniLM", "ridge", "LLM"];
-        let with = Blend::fit(&as_cold.examples, self.seed)?;
-        let without =
-            Blend::fit(&as_cold.examples.iter().map(cheap).collect::<Vec<_>>(), self.seed)?;
-        let all: Vec<usize> = (0..self.cold.len()).collect();
-        let blended: Vec<Vec<f64>> = all.iter().map(|&at| with.weights(&sources(at))).collect();
-        let note = describe(&with, &names);
+        let note = "the demonstrations, no LLM";
+        add("kNN weights, tf-idf", Role::Baseline, note, source(1))?;
+        add("kNN weights, MiniLM", Role::Baseline, note, source(2))?;
+        let penalty = sources.ridge.penalty;
+        let note = format!("from MiniLM embedding, penalty {penalty} by leave-one-out");
+        add("ridge map text to weights", Role::Baseline, &note, source(3))?;
+        let note = format!(
+            "{}; {} retired ads, {} with answers",
+            calibration.words(),
+            as_cold.indices.len(),
+            asked.len()
+        );
         add("blend with LLM", Role::Ours, &note, blended.clone())?;
-        let note = describe(&without, &names);
-        let cheap_blend = all.iter().map(|&at| without.weights(&sources(at)[..4])).collect();
+        let note = format!("learned on {} retired ads", as_cold.indices.len());
+        let cheap_blend = cheap.iter().map(|sources| calibration.cheap.weights(sources)).collect();
         add("blend without LLM", Role::Baseline, &note, cheap_blend)?;
 
         // Controls.
-        let control = controls::Controls { part: self, generator: &tfidf, writer: &writer };
+        let control = controls::Controls { part: self, generator: &generator, writer: &writer };
         for (name, note, weights) in control.weights(&written.weights, &residual) {
             add(name, Role::Control, note, weights)?;
         }
-        methods.push(self.warm(&centre)?);
+        methods.push(self.warm(&generator.centre)?);
         methods.push(self.popularity(&targets));
-        if let Some(method) = self.embedding_match(&minilm)? {
+        if let Some(method) = self.embedding_match(&sources.minilm)? {
             methods.push(method);
         }
-        methods.push(self.platt(&methods[usize::from(self.rating())], &as_cold)?);
+        let examples = as_cold.of(&asked);
+        let likelihood = &methods[usize::from(self.rating())];
+        methods.push(self.platt(likelihood, &generator, &examples, &answered.weights)?);
 
         self.rows(&methods, report);
+        self.against_best(&methods, report);
         self.figures(&methods, report);
         controls::interpretation(self, &methods, report);
-        control.prompted(&found, &written, &as_cold.residual, report)?;
+        control.prompted(&found, &written, &calibration.residual, report)?;
         control.counterfactual(&found, report)?;
         control.ranking(&methods, report)?;
-        let examples = &as_cold.examples;
-        let curves = warm::Curves { part: self, generator: &tfidf, targets: &targets, examples };
-        let source = |at: usize| examples.iter().map(|ad| ad.sources[at].clone()).collect();
+        control.reasons(&found, report)?;
+        let curves = warm::Curves {
+            part: self,
+            generator: &generator,
+            targets: &targets,
+            examples: &examples,
+        };
+        let cold_source = |at: usize| examples.iter().map(|ad| ad.sources[at].clone()).collect();
         let start = |name, weights, as_cold| warm::Start { name, weights, as_cold };
-        let blended_cold = examples.iter().map(|ad| with.weights(&ad.sources)).collect();
+        let blended_cold = examples.iter().map(|ad| &ad.sources).zip(&answered.raw).map(blend_of);
         let worth = curves.run(
             &[
-                start("LLM-HYPER, residual", &residual, source(4)),
-                start("LLM-HYPER, likelihood", &written.weights, as_cold.llm.weights.clone()),
-                start("LR_cold (median)", &median, source(0)),
-                start("kNN weights, tf-idf", &knn_tfidf, source(1)),
-                start("ridge map text to weights", &ridged, source(3)),
-                start("blend with LLM", &blended, blended_cold),
+                start(
+                    "LLM-HYPER, residual",
+                    &residual,
+                    answered.raw.iter().map(residual_of).collect(),
+                ),
+                start("LLM-HYPER, likelihood", &written.weights, answered.weights.clone()),
+                start("LR_cold (median)", &source(0), cold_source(0)),
+                start("kNN weights, tf-idf", &source(1), cold_source(1)),
+                start("ridge map text to weights", &source(3), cold_source(3)),
+                start("blend with LLM", &blended, blended_cold.collect()),
             ],
             report,
         )?;
         Ok(self.sentence(&methods, &worth))
-    }
-
-    /// Demonstrations of each ad.
-    pub(super) fn retrieve(
-        &self,
-        generator: &Generator<'_>,
-        ads: &[Ad],
-    ) -> Result<Vec<Vec<Found>>> {
-        let embeddings = generator.embed(ads)?;
-        Ok(ads.iter().zip(embeddings.rows()).map(|(ad, e)| generator.retrieve(ad, e)).collect())
     }
 
     /// What the LLM writes, as it is and after Eq. 5, and what it costs.
@@ -256,9 +234,7 @@ impl<'a> Part<'a> {
         ads: &[Ad],
         found: &[Vec<Found>],
     ) -> Result<Written> {
-        let queries: Vec<_> =
-            ads.iter().zip(found).map(|(ad, found)| generator.query(ad, found)).collect();
-        let (raws, spent) = self.llm.ask(writer, &queries)?;
+        let (raws, spent) = self.llm.ask(writer, &generator.queries(ads, found))?;
         let mut written = Written { raw: Vec::new(), weights: Vec::new(), spent };
         for ((ad, found), raw) in ads.iter().zip(found).zip(&raws) {
             let artefact = generator.finish(ad, found, raw, "")?;
@@ -339,7 +315,7 @@ impl<'a> Part<'a> {
 
     /// Cosine between the ad and the mean of what the user liked before, by MiniLM; scaled to
     /// probabilities on retired ads.
-    fn embedding_match(&self, minilm: &Generator<'_>) -> Result<Option<Method>> {
+    fn embedding_match(&self, minilm: &Index) -> Result<Option<Method>> {
         let impressions = &self.data.impressions;
         if self.test.rows.iter().all(|&row| impressions.liked[row].is_empty()) {
             return Ok(None);
@@ -372,75 +348,28 @@ impl<'a> Part<'a> {
     }
 
     /// The LLM's model with Platt scaling fitted on retired ads treated as cold.
-    fn platt(&self, llm: &Method, cold: &AsCold) -> Result<Method> {
+    fn platt(
+        &self,
+        llm: &Method,
+        generator: &Generator<'_>,
+        examples: &[&Example],
+        weights: &[Vec<f64>],
+    ) -> Result<Method> {
         let (mut scores, mut labels) = (Vec::new(), Vec::new());
-        for (at, ad) in cold.examples.iter().enumerate() {
-            for (x, &clicked) in ad.features.rows().into_iter().zip(&ad.clicked) {
-                scores.push(dot(&cold.llm.weights[at], &x.to_vec()) + cold.llm.biases[at]);
-                labels.push(clicked);
-            }
+        for (ad, weights) in examples.iter().zip(weights) {
+            let bias = generator.bias(weights, ad.rate)?;
+            let logits = ad.features.dot(&ndarray::ArrayView1::from(weights));
+            scores.extend(logits.iter().map(|z| z + bias));
+            labels.extend(&ad.clicked);
         }
         let platt = Platt::fit(&scores, &labels)?;
         Ok(Method {
             name: format!("{} + Platt", llm.name),
             role: Role::Ablation,
-            note: format!("slope {:.3} fitted on {} retired ads", -platt.a, cold.examples.len()),
+            note: format!("slope {:.3} fitted on {} retired ads", -platt.a, examples.len()),
             logits: llm.logits.iter().map(|z| -(platt.a * z + platt.b)).collect(),
             models: None,
         })
-    }
-
-    /// Retired ads with weights that every source gives without them (leave one ad out).
-    fn as_cold(
-        &self,
-        tfidf: &Generator<'_>,
-        minilm: &Generator<'_>,
-        ridge: &RidgeMap,
-        writer: &Writer,
-    ) -> Result<AsCold> {
-        let impressions = &self.data.impressions;
-        let wanted = self.config.bench.blend_ads.min(self.library.ads.len());
-        let mut chosen = self.seed.stream("blend/ads").sample(self.library.ads.len(), wanted);
-        chosen.sort_unstable();
-        // As if each started when the log ends; the leak guard still keeps the ad itself out.
-        let ads: Vec<Ad> = chosen
-            .iter()
-            .map(|&at| Ad { start: None, ..self.library.ads[at].ad.clone() })
-            .collect();
-        let found = self.retrieve(tfidf, &ads)?;
-        let found_minilm = self.retrieve(minilm, &ads)?;
-        let written = self.write(tfidf, writer, &ads, &found)?;
-        let special: Vec<Vec<f64>> = chosen.iter().map(|&at| tfidf.special(at)).collect();
-        let residual = Residual::fit(&written.raw, &special)?;
-        let mut llm = Models { biases: Vec::new(), weights: written.weights };
-        let centre = self.library.centre();
-        let by_id: std::collections::HashMap<&str, usize> =
-            self.data.ads.iter().enumerate().map(|(at, ad)| (ad.id.as_str(), at)).collect();
-        let rows = self.data.rows_by_ad(|row| !self.split.held_out[impressions.user[row]]);
-        let mut examples = Vec::new();
-        for (at, ad) in ads.iter().enumerate() {
-            let sources = vec![
-                centre.clone(),
-                tfidf.knn(&found[at]).unwrap_or_else(|| centre.clone()),
-                minilm.knn(&found_minilm[at]).unwrap_or_else(|| centre.clone()),
-                ridge.leave_one_out.row(chosen[at]).to_vec(),
-                residual.weights(&written.raw[at], &tfidf.centre, &tfidf.spread),
-            ];
-            let rate = tfidf.target_rate(&found[at]);
-            llm.biases.push(tfidf.bias(&llm.weights[at], rate)?);
-            let biases = sources.iter().map(|w| tfidf.bias(w, rate)).collect::<Result<Vec<_>>>()?;
-            let mut own = rows[by_id[ad.id.as_str()]].clone();
-            self.seed.stream(&format!("blend/{}", ad.id)).shuffle(&mut own);
-            own.truncate(400);
-            examples.push(Example {
-                sources,
-                biases,
-                rate,
-                features: impressions.rows(&own),
-                clicked: impressions.labels(&own),
-            });
-        }
-        Ok(AsCold { examples, llm, residual })
     }
 
     /// Rating mode costs most tokens: it is measured on the data set with per-ad expert features.
@@ -477,6 +406,35 @@ impl<'a> Part<'a> {
                 });
             }
         }
+    }
+
+    /// The blend against the best baseline for cold ads that no blend is.
+    fn against_best(&self, methods: &[Method], report: &mut Report) {
+        let auc = |method: &Method| self.test.auc_per_ad(&method.logits);
+        let mean = |aucs: &[f64]| {
+            let known: Vec<f64> = aucs.iter().copied().filter(|a| a.is_finite()).collect();
+            stats::mean_sd(&known).0
+        };
+        let best = methods
+            .iter()
+            .filter(|m| m.role == Role::Baseline && !m.name.starts_with("blend"))
+            .map(|m| (m, auc(m)))
+            .max_by(|a, b| mean(&a.1).total_cmp(&mean(&b.1)));
+        let blend = methods.iter().find(|m| m.name == "blend with LLM");
+        let (Some((best, theirs)), Some(blend)) = (best, blend) else { return };
+        let (difference, ci95) = self.margin(&auc(blend), &theirs);
+        report.rows.push(Row {
+            claim: "the learned blend is not worse than the best cold baseline".into(),
+            metric: "auc per ad above the best cold baseline".into(),
+            mean: Some(difference),
+            ci95: Some(ci95),
+            n: theirs.len(),
+            note: Some(format!(
+                "paired over ads; best of the baselines in hindsight: {}",
+                best.name
+            )),
+            ..base(&self.data.name, &blend.name, blend.role)
+        });
     }
 
     /// Mean difference of per-ad AUC and its paired interval over ads.
@@ -565,22 +523,4 @@ impl<'a> Part<'a> {
         }
         format!("{}: {}; {worth}.", self.data.name, words.join("; "))
     }
-}
-
-/// The example without the LLM's weights.
-fn cheap(example: &Example) -> Example {
-    let mut example = example.clone();
-    example.sources.pop();
-    example.biases.pop();
-    example
-}
-
-fn describe(blend: &Blend, names: &[&str]) -> String {
-    let parts: Vec<String> = blend
-        .coefficients
-        .iter()
-        .zip(names)
-        .map(|(coefficient, name)| format!("{coefficient:.2} {name}"))
-        .collect();
-    format!("{}; penalty {} by cross-validation over ads", parts.join(" + "), blend.penalty)
 }

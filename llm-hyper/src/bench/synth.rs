@@ -33,7 +33,7 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     let rows = data.rows_by_ad(train);
     let features = data.impressions.rows(&test.rows);
     let ads: Vec<_> = split.active.iter().map(|&ad| data.ads[ad].clone()).collect();
-    let embeddings = generator.embed(&ads)?;
+    let found = generator.retrieve(&ads)?;
 
     let mut models: Vec<(&str, Role, Vec<Linear>)> = vec![
         ("oracle weights through the pipeline", Role::Paper, Vec::new()),
@@ -41,19 +41,18 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         ("LR_cold (median)", Role::Baseline, Vec::new()),
         ("kNN weights, tf-idf", Role::Baseline, Vec::new()),
     ];
-    for ((&ad, new), embedding) in split.active.iter().zip(&ads).zip(embeddings.rows()) {
-        let found = generator.retrieve(new, embedding);
-        let target = generator.target_rate(&found);
+    for ((&ad, new), found) in split.active.iter().zip(&ads).zip(&found) {
+        let target = generator.target_rate(found);
         // What a perfect LLM would write: the true weights on its own scale.
         let values = truth.weights[ad].iter().map(|w| Some(w / 3.0)).collect();
         let raw = Raw { values, ..Raw::default() };
-        let written = generator.finish(new, &found, &raw, "oracle")?;
+        let written = generator.finish(new, found, &raw, "oracle")?;
         models[0].2.push(Linear { weights: written.weights, bias: written.bias });
         let fitted = train::fit_rows(&data.impressions, &rows[ad], library.c)?;
         models[1].2.push(Linear { weights: fitted.weights, bias: fitted.bias });
         let centre = library.centre();
         let bias = generator.bias(&centre, target)?;
-        let knn = generator.knn(&found).unwrap_or_else(|| centre.clone());
+        let knn = library.knn_weights(found).unwrap_or_else(|| centre.clone());
         models[2].2.push(Linear { weights: centre, bias });
         let bias = generator.bias(&knn, target)?;
         models[3].2.push(Linear { weights: knn, bias });

@@ -4,15 +4,15 @@
 use common::Result;
 use common::report::plot::{self, Labels, Line};
 use common::report::{Figure, Report, Role, Row};
-use ndarray::Axis;
 use rayon::prelude::*;
 
 use super::base;
 use super::part::Part;
 use crate::blend::Example;
+use crate::calibrate::prior_strength;
 use crate::eval::worth;
 use crate::generate::Generator;
-use crate::model::logit::{dot, logit, probability};
+use crate::model::logit::{dot, logit};
 use crate::model::prior::Prior;
 
 /// Impressions of its own that an ad has.
@@ -24,7 +24,7 @@ pub(super) struct Curves<'a> {
     pub(super) generator: &'a Generator<'a>,
     pub(super) targets: &'a [f64],
     /// Retired ads treated as cold, which choose the strength of each prior.
-    pub(super) examples: &'a [Example],
+    pub(super) examples: &'a [&'a Example],
 }
 
 /// Weights that start a curve: for the cold ads, and for the retired ads treated as cold.
@@ -33,11 +33,6 @@ pub(super) struct Start<'a> {
     pub(super) weights: &'a [Vec<f64>],
     pub(super) as_cold: Vec<Vec<f64>>,
 }
-
-/// Prior precisions tried, in units of the library's λ.
-const STRENGTHS: [f64; 5] = [1.0, 3.0, 10.0, 30.0, 100.0];
-/// Impressions of a retired ad that the strength is chosen on; its others judge.
-const TUNED_AT: usize = 50;
 
 impl Curves<'_> {
     /// Rows, a figure, and the sentence on the first source's worth.
@@ -53,7 +48,7 @@ impl Curves<'_> {
         let mut lines = Vec::new();
         let mut strengths = Vec::new();
         for start in std::iter::once(&alone).chain(starts) {
-            let strength = self.strength(&start.as_cold)?;
+            let strength = prior_strength(self.examples, &start.as_cold, part.library.c)?;
             lines.push(Line {
                 name: start.name.to_owned(),
                 points: self.curve(start.weights, strength / part.library.c)?,
@@ -127,41 +122,6 @@ impl Curves<'_> {
             ),
         ));
         Ok(sentence)
-    }
-
-    /// The prior strength with the lowest log loss on what retired ads treated as cold have beyond
-    /// their first impressions.
-    fn strength(&self, weights: &[Vec<f64>]) -> Result<f64> {
-        let mut best = (f64::INFINITY, STRENGTHS[0]);
-        for &strength in &STRENGTHS {
-            let losses: Vec<f64> = self
-                .examples
-                .par_iter()
-                .zip(weights)
-                .filter(|(ad, _)| ad.clicked.len() > 2 * TUNED_AT)
-                .map(|(ad, weights)| -> Result<f64> {
-                    let prior = Prior {
-                        weights: weights.clone(),
-                        bias: self.generator.bias(weights, ad.rate)?,
-                        precision: strength / self.part.library.c,
-                        bias_precision: 1.0,
-                    };
-                    let (seen, rest) = ad.features.view().split_at(Axis(0), TUNED_AT);
-                    let posterior = prior.update(seen, &ad.clicked[..TUNED_AT])?;
-                    let p: Vec<f64> = rest
-                        .rows()
-                        .into_iter()
-                        .map(|x| probability(&posterior.weights, posterior.bias, &x.to_vec()))
-                        .collect();
-                    Ok(common::metrics::log_loss(&ad.clicked[TUNED_AT..], &p, None))
-                })
-                .collect::<Result<_>>()?;
-            let loss: f64 = losses.iter().sum();
-            if !losses.is_empty() && loss < best.0 {
-                best = (loss, strength);
-            }
-        }
-        Ok(best.1)
     }
 
     /// (impressions, mean AUC per ad) with `weights` as prior means.

@@ -4,20 +4,22 @@ use std::path::PathBuf;
 
 use common::cli::{CommonArgs, Resolved, text};
 use common::data::{Format, Values};
-use common::llm::LlmSpec;
 use common::rng::Seed;
 use common::{Error, Result};
 use serde_json::json;
 
 use crate::artefact::{self, Artefact, Source};
+use crate::calibrate::{AsCold, Calibration};
 use crate::config::Config;
 use crate::data::{Schema, files};
+use crate::eval;
 use crate::generate::Generator;
 use crate::library::Library;
 use crate::model::logit::Scorer;
 use crate::model::prior::Prior;
+use crate::sources::{self, Sources};
 use crate::train;
-use crate::writer::{Tally, Writer};
+use crate::writer::{Raw, Tally, Writer};
 
 /// Flags of `fit`.
 #[derive(Debug, clap::Args)]
@@ -37,12 +39,16 @@ pub struct FitArgs {
 /// Flags of `calibrate`.
 #[derive(Debug, clap::Args)]
 pub struct CalibrateArgs {
+    /// Catalogue of retired ads, as for `fit`
+    pub ads: PathBuf,
+    /// Their impression log, as for `fit`
+    pub impressions: PathBuf,
     /// Library written by `fit`
     #[arg(long, value_name = "FILE", default_value = "library.json")]
     pub library: PathBuf,
     /// Retired ads that the LLM is asked about as if they were new
     #[arg(long, value_name = "N", default_value_t = 40)]
-    pub ads: usize,
+    pub asked: usize,
     /// Calibration to write, for `generate --calibration`
     #[arg(long, value_name = "FILE", default_value = "calibration.json")]
     pub calibration: PathBuf,
@@ -59,8 +65,7 @@ pub struct GenerateArgs {
     /// Artefacts to write, one JSON object per line
     #[arg(long, value_name = "FILE", default_value = "artefacts.jsonl")]
     pub artefacts: PathBuf,
-    /// Calibration written by `calibrate` for the same LLM: weights are the library's median moved
-    /// by what is unusual about the answers
+    /// Calibration written by `calibrate` for the same LLM: weights are the learned blend
     #[arg(long, value_name = "FILE")]
     pub calibration: Option<PathBuf>,
     /// Keep every LLM answer in this file, which `--llm replay:FILE` reads
@@ -106,9 +111,12 @@ pub struct WarmArgs {
     /// Artefacts to write
     #[arg(long, value_name = "FILE", default_value = "warmed.jsonl")]
     pub warmed: PathBuf,
-    /// λ of Eq. 7; default 1/C of the library
+    /// λ of Eq. 7; default the calibration's prior strength times 1/C of the library
     #[arg(long, value_name = "NUMBER")]
     pub precision: Option<f64>,
+    /// Calibration written by `calibrate`, whose prior strength is used
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
 }
 
 pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, resolved: &Resolved<Config>) -> Result<String> {
@@ -150,24 +158,41 @@ pub(super) fn calibrate(
     resolved: &Resolved<Config>,
 ) -> Result<String> {
     let config = &resolved.config;
+    let seed = Seed::new(args.seed);
     let library = Library::read(&calibrate.library)?;
-    let generator = Generator::new(&library, config, &super::assets_of(args))?;
-    let spec: LlmSpec =
-        args.llm.first().map_or(config.bench.llm.as_str(), String::as_str).parse()?;
-    let writer = Writer::open(&spec, &super::llm_options(args), &library.schema, &config.writer)?;
-    let (residual, tally) = generator.calibrate(calibrate.ads, &writer)?;
-    common::files::atomic_write(&calibrate.calibration, text::json(&residual)?.as_bytes())?;
+    let ads = files::read_ads(&calibrate.ads, &config.input)?;
+    let data =
+        files::read_impressions(&calibrate.impressions, &config.input, &library.schema, ads)?;
+    let assets = super::assets_of(args);
+    let generator = Generator::new(&library, config, &assets)?;
+    let sources = Sources::new(&library, config.retrieval.k, &assets)?;
+    let as_cold = AsCold::new(&generator, &sources, &data, |_| true, seed)?;
+    let writer = super::open_writer(args, resolved, &library.schema, None)?;
+    let mut asked = sources::sample(&library, calibrate.asked, seed);
+    let cold = sources::as_cold(&library, &asked);
+    let found = generator.retrieve(&cold)?;
+    let (raws, tally) = writer.write(&generator.queries(&cold, &found))?;
+    let mut answers: Vec<Option<Vec<f64>>> = raws.iter().map(Raw::complete).collect();
+    let mut usable = answers.iter().map(Option::is_some);
+    asked.retain(|_| usable.next().unwrap_or(false));
+    answers.retain(Option::is_some);
+    let answers: Vec<Vec<f64>> = answers.into_iter().flatten().collect();
+    let calibration = Calibration::fit(&library, &as_cold, writer.mode(), &asked, &answers, seed)?;
+    calibration.write(&calibrate.calibration)?;
     if args.json {
-        return text::json(&json!({ "calibration": calibrate.calibration,
-            "strength": residual.strength, "tally": tally }));
+        return text::json(&json!({ "file": calibrate.calibration, "calibration": calibration,
+            "retired_ads": as_cold.indices.len(), "asked": answers.len(), "tally": tally }));
     }
     Ok(format!(
-        "{}: one sd of {} moves a weight by {:.3} sd ({} ads, {} tokens)\n",
+        "{}: {}, learned on {} retired ads, {} of them with answers of {} ({} tokens); prior \
+         strength {}\n",
         calibrate.calibration.display(),
+        calibration.words(),
+        as_cold.indices.len(),
+        answers.len(),
         writer.name(),
-        residual.strength,
-        tally.ads,
-        tally.tokens
+        tally.tokens,
+        calibration.prior_strength
     ))
 }
 
@@ -180,44 +205,44 @@ pub(super) fn generate(
     let library = Library::read(&generate.library)?;
     let ads = files::read_ads(&generate.ads, &config.input)?;
     let assets = super::assets_of(args);
-    let mut generator = Generator::new(&library, config, &assets)?;
-    if let Some(path) = &generate.calibration {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let residual = serde_json::from_slice(&bytes).map_err(|error| {
-            Error::data(error.to_string(), "a calibration as `llm-hyper calibrate` writes it")
-                .in_file(path)
-        })?;
-        generator = generator.with_residual(residual).map_err(|error| error.in_file(path))?;
-    }
-    let spec: LlmSpec =
-        args.llm.first().map_or(config.bench.llm.as_str(), String::as_str).parse()?;
-    let mut options = super::llm_options(args);
-    options.record.clone_from(&generate.record);
-    let writer = Writer::open(&spec, &options, &library.schema, &config.writer)?;
+    let generator = Generator::new(&library, config, &assets)?;
+    let record = generate.record.clone();
+    let writer = super::open_writer(args, resolved, &library.schema, record)?;
     if generate.dry_run {
         return dry_run(&generator, &ads, &writer);
     }
-    let (artefacts, tally) = generator.generate(&ads, &writer)?;
+    let calibration = match &generate.calibration {
+        Some(path) => {
+            let calibration = Calibration::read(path)?;
+            calibration
+                .check(&library.schema, writer.mode())
+                .map_err(|error| error.in_file(path))?;
+            Some((calibration, Sources::new(&library, config.retrieval.k, &assets)?))
+        }
+        None => None,
+    };
+    let calibration = calibration.as_ref().map(|(calibration, sources)| (calibration, sources));
+    let (artefacts, tally) = generator.generate(&ads, &writer, calibration)?;
     artefact::write(&generate.artefacts, &artefacts)?;
     if args.json {
         return text::json(&json!({
             "artefacts": generate.artefacts,
             "ads": artefacts.len(),
             "tally": tally,
+            "consistent": signs(&artefacts, &library.schema),
             "sources": artefacts.iter().map(|a| json!({ "ad": a.ad_id, "source": a.source,
                 "filled": a.filled.len() })).collect::<Vec<_>>(),
         }));
     }
-    Ok(summary(&artefacts, &tally, generate))
+    Ok(summary(&artefacts, &tally, &library.schema, generate))
 }
 
 fn dry_run(generator: &Generator<'_>, ads: &[crate::data::Ad], writer: &Writer) -> Result<String> {
-    let embeddings = generator.embed(ads)?;
+    let found = generator.retrieve(ads)?;
     let mut out = String::new();
     let mut total = 0;
-    for (ad, embedding) in ads.iter().zip(embeddings.rows()) {
-        let found = generator.retrieve(ad, embedding);
-        for (prompt, tokens) in writer.dry_run(&generator.query(ad, &found)) {
+    for (ad, found) in ads.iter().zip(&found) {
+        for (prompt, tokens) in writer.dry_run(&generator.query(ad, found)) {
             out.push_str(&format!("--- ad {}, {tokens} tokens ---\n{prompt}\n", ad.id));
             total += tokens;
         }
@@ -226,15 +251,21 @@ fn dry_run(generator: &Generator<'_>, ads: &[crate::data::Ad], writer: &Writer) 
     Ok(format!("{out}--- {} ads, {total} tokens{how}; nothing was asked ---\n", ads.len()))
 }
 
-fn summary(artefacts: &[Artefact], tally: &Tally, generate: &GenerateArgs) -> String {
+fn summary(
+    artefacts: &[Artefact],
+    tally: &Tally,
+    schema: &Schema,
+    generate: &GenerateArgs,
+) -> String {
     let of = |source: Source| artefacts.iter().filter(|a| a.source == source).count();
     format!(
-        "{} artefacts in {}: {} written by the LLM, {} kNN fallbacks, {} LR_cold fallbacks; {} of \
-         {} weights had no usable answer, {} repairs, {} prompts, {} tokens ({} saved by shared \
-         prefixes)\n",
+        "{} artefacts in {}: {} written by the LLM, {} blends, {} kNN fallbacks, {} LR_cold \
+         fallbacks; {} of {} weights had no usable answer, {} repairs, {} prompts, {} tokens ({} \
+         saved by shared prefixes){}\n",
         artefacts.len(),
         generate.artefacts.display(),
         of(Source::Llm),
+        of(Source::Blend),
         of(Source::Knn),
         of(Source::LrCold),
         tally.unusable,
@@ -242,8 +273,22 @@ fn summary(artefacts: &[Artefact], tally: &Tally, generate: &GenerateArgs) -> St
         tally.repairs,
         tally.prompts,
         tally.tokens,
-        tally.tokens_saved
+        tally.tokens_saved,
+        consistency_words(&signs(artefacts, schema))
     )
+}
+
+/// Consistency of every reason of every artefact.
+fn signs(artefacts: &[Artefact], schema: &Schema) -> Vec<bool> {
+    artefacts.iter().flat_map(|a| eval::consistency(&a.reasoning, &a.raw, schema)).collect()
+}
+
+fn consistency_words(signs: &[bool]) -> String {
+    let same = signs.iter().filter(|same| **same).count();
+    match signs.len() {
+        0 => String::new(),
+        all => format!("; {same} of {all} reasons state the sign of their weight"),
+    }
 }
 
 pub(super) fn predict(
@@ -305,7 +350,11 @@ pub(super) fn warm(
     let ads = files::read_ads(&warm.ads, &config.input)?;
     let data = files::read_impressions(&warm.impressions, &config.input, &library.schema, ads)?;
     let rows = data.rows_by_ad(|_| true);
-    let precision = warm.precision.unwrap_or(1.0 / library.c);
+    let strength = match &warm.calibration {
+        Some(path) => Calibration::read(path)?.prior_strength,
+        None => 1.0,
+    };
+    let precision = warm.precision.unwrap_or(strength / library.c);
     if !(precision > 0.0 && precision.is_finite()) {
         return Err(Error::usage(format!("--precision {precision}: expected a number above 0")));
     }

@@ -193,12 +193,10 @@ pub(super) fn eval(
         .in_file(&eval.ads));
     }
     let cold: Vec<_> = active.iter().map(|&at| data.ads[at].clone()).collect();
-    let embeddings = generator.embed(&cold)?;
     let (mut median, mut knn) = (Vec::new(), Vec::new());
-    for (ad, embedding) in cold.iter().zip(embeddings.rows()) {
-        let found = generator.retrieve(ad, embedding);
+    for found in generator.retrieve(&cold)? {
         let target = generator.target_rate(&found);
-        let near = generator.knn(&found).unwrap_or_else(|| generator.centre.clone());
+        let near = library.knn_weights(&found).unwrap_or_else(|| generator.centre.clone());
         let model = |weights: Vec<f64>| -> Result<Linear> {
             Ok(Linear { bias: generator.bias(&weights, target)?, weights })
         };

@@ -11,6 +11,8 @@ use common::cli::{self, CommonArgs, Profile, Resolved};
 use common::{Result, assets, llm};
 
 use crate::config::Config;
+use crate::data::Schema;
+use crate::writer::Writer;
 
 /// An LLM writes the click model of an ad without history (LLM-HYPER, arXiv 2604.12096).
 #[derive(Debug, Parser)]
@@ -29,7 +31,7 @@ pub struct Cli {
 pub enum Verb {
     /// Train the click models of retired ads: the warm library
     Fit(ads::FitArgs),
-    /// Learn on retired ads how much the LLM's answers are worth
+    /// Learn on retired ads how to blend the LLM's answers with the library's own weights
     Calibrate(ads::CalibrateArgs),
     /// Let the LLM write the click models of new ads
     Generate(ads::GenerateArgs),
@@ -97,4 +99,16 @@ fn assets_of(args: &CommonArgs) -> assets::Assets {
 
 fn llm_options(args: &CommonArgs) -> llm::LlmOptions {
     llm::LlmOptions::new(assets_of(args))
+}
+
+/// The writer on `--llm`, or on the bench's LLM without it.
+fn open_writer(
+    args: &CommonArgs,
+    resolved: &Resolved<Config>,
+    schema: &Schema,
+    record: Option<PathBuf>,
+) -> Result<Writer> {
+    let spec = resolved.config.bench.llm.parse()?;
+    let options = llm::LlmOptions { record, ..llm_options(args) };
+    Writer::open(&spec, &options, schema, &resolved.config.writer)
 }

@@ -1,12 +1,11 @@
 //! Eq. 1 for one user and one ad, and for all users and ads as one matrix product.
 
-use candle_core::{Device, Tensor};
+use common::ops::{affine_into, sigmoid_in_place};
 use common::{Error, Result};
 use rayon::prelude::*;
 
-/// Rows of users that are scored together: their features, logits and probabilities stay in the
-/// processor's cache.
-const TILE: usize = 2048;
+/// Rows of users that are scored together: their features and scores stay in the processor's cache.
+const TILE: usize = 512;
 
 /// 1 / (1 + e^−z), without overflow.
 pub fn sigmoid(z: f64) -> f64 {
@@ -62,8 +61,8 @@ impl Linear {
 /// Click models of many ads, ready to score many users.
 #[derive(Debug, Clone)]
 pub struct Scorer {
-    /// (features, ads)
-    weights: Tensor,
+    /// (features, ads) row by row.
+    weights: Vec<f32>,
     biases: Vec<f32>,
     features: usize,
 }
@@ -91,11 +90,13 @@ impl Scorer {
                 transposed[feature * ads + ad] = *value as f32;
             }
         }
-        Ok(Self {
-            weights: Tensor::from_vec(transposed, (features, ads), &Device::Cpu)?,
-            biases: biases.iter().map(|b| *b as f32).collect(),
-            features,
-        })
+        let biases = biases.iter().map(|b| *b as f32).collect();
+        Ok(Self { weights: transposed, biases, features })
+    }
+
+    /// Number of ads.
+    pub fn ads(&self) -> usize {
+        self.biases.len()
     }
 
     /// Eq. 1 for every user and ad. `users` holds (users, features) row by row; the result holds
@@ -104,45 +105,41 @@ impl Scorer {
     /// # Errors
     /// [`Error::Data`] when `users` is no whole number of rows.
     pub fn probabilities(&self, users: &[f32]) -> Result<Vec<f32>> {
-        self.run(users, |logit| 1.0 / (1.0 + (-logit).exp()))
+        let mut out = vec![0.0; users.len() / self.features * self.ads()];
+        self.probabilities_into(users, &mut out)?;
+        Ok(out)
     }
 
-    /// w · x + b for every user and ad, as [`Self::probabilities`].
+    /// [`Self::probabilities`] into a buffer, which saves its allocation.
     ///
     /// # Errors
-    /// As [`Self::probabilities`].
-    pub fn logits(&self, users: &[f32]) -> Result<Vec<f32>> {
-        self.run(users, |logit| logit)
+    /// [`Error::Data`] when `users` is no whole number of rows, or `out` not of their number.
+    pub fn probabilities_into(&self, users: &[f32], out: &mut [f32]) -> Result<()> {
+        self.run(users, out, sigmoid_in_place)
     }
 
-    fn run(&self, users: &[f32], link: impl Fn(f32) -> f32 + Sync) -> Result<Vec<f32>> {
-        if !users.len().is_multiple_of(self.features) {
+    /// w · x + b for every user and ad, as [`Self::probabilities_into`].
+    ///
+    /// # Errors
+    /// As [`Self::probabilities_into`].
+    pub fn logits_into(&self, users: &[f32], out: &mut [f32]) -> Result<()> {
+        self.run(users, out, |_| {})
+    }
+
+    fn run(&self, users: &[f32], out: &mut [f32], link: impl Fn(&mut [f32]) + Sync) -> Result<()> {
+        let (ads, rows) = (self.ads(), users.len() / self.features);
+        if users.len() != rows * self.features || out.len() != rows * ads {
             return Err(Error::data(
-                format!("{} feature values", users.len()),
-                format!("a multiple of the {} features of the ads", self.features),
+                format!("{} feature values for {} scores", users.len(), out.len()),
+                format!("{} features per user and one score per user and ad", self.features),
             ));
         }
-        let ads = self.biases.len();
-        let mut out = vec![0.0f32; users.len() / self.features * ads];
-        out.par_chunks_mut(TILE * ads).zip(users.par_chunks(TILE * self.features)).try_for_each(
-            |(out, users)| -> Result<()> {
-                let rows = users.len() / self.features;
-                let tile = Tensor::from_slice(users, (rows, self.features), &Device::Cpu)?;
-                let product = tile.matmul(&self.weights)?.flatten_all()?;
-                let (storage, _) = product.storage_and_layout();
-                let candle_core::Storage::Cpu(storage) = &*storage else {
-                    return Err(Error::Bug("a CPU product outside main memory".into()));
-                };
-                let product = storage.as_slice::<f32>()?;
-                for (out, product) in out.chunks_mut(ads).zip(product.chunks(ads)) {
-                    for ((out, z), b) in out.iter_mut().zip(product).zip(&self.biases) {
-                        *out = link(z + b);
-                    }
-                }
-                Ok(())
-            },
-        )?;
-        Ok(out)
+        let tiles = out.par_chunks_mut(TILE * ads).zip(users.par_chunks(TILE * self.features));
+        tiles.for_each(|(out, users)| {
+            affine_into(out, users, &self.weights, &self.biases);
+            link(out);
+        });
+        Ok(())
     }
 }
 

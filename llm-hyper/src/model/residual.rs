@@ -63,18 +63,17 @@ impl Residual {
             .collect()
     }
 
-    /// centre + strength · spread · unusual(raw); a feature whose spread is not finite (constant
-    /// weights) keeps its centre.
+    /// spread · unusual(raw): the answer on the scale of trained weights, around 0. A feature whose
+    /// spread is not finite (constant weights) gets 0.
+    pub fn direction(&self, raw: &[f64], spread: &[f64]) -> Vec<f64> {
+        let both = self.unusual(raw).into_iter().zip(spread);
+        both.map(|(z, spread)| if spread.is_finite() { spread * z } else { 0.0 }).collect()
+    }
+
+    /// centre + strength · direction(raw).
     pub fn weights(&self, raw: &[f64], centre: &[f64], spread: &[f64]) -> Vec<f64> {
-        self.unusual(raw)
-            .iter()
-            .zip(centre.iter().zip(spread))
-            .map(
-                |(z, (centre, spread))| {
-                    if spread.is_finite() { centre + self.strength * spread * z } else { *centre }
-                },
-            )
-            .collect()
+        let moved = self.direction(raw, spread).into_iter().zip(centre);
+        moved.map(|(direction, centre)| centre + self.strength * direction).collect()
     }
 }
 

@@ -65,20 +65,28 @@ fn bucket(gram: &[char]) -> usize {
     (hash >> 32) as usize % BUCKETS
 }
 
-/// Eq. 3: the (index, cosine) of the `k` rows of `candidates` most similar to `query`, best first,
-/// ties by index. Rows for which `allowed` is false are never returned; fewer than `k` when fewer
-/// are allowed.
+/// A past ad found for a new one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Found {
+    /// Its row among the candidates.
+    pub index: usize,
+    /// Cosine similarity.
+    pub similarity: f64,
+}
+
+/// Eq. 3: the `k` rows of `candidates` most similar to `query`, best first, ties by index. Rows for
+/// which `allowed` is false are never returned; fewer than `k` when fewer are allowed.
 pub fn top_k(
     query: ArrayView1<'_, f64>,
     candidates: &Array2<f64>,
     k: usize,
     allowed: impl Fn(usize) -> bool,
-) -> Vec<(usize, f64)> {
-    let mut found: Vec<(usize, f64)> = (0..candidates.nrows())
+) -> Vec<Found> {
+    let mut found: Vec<Found> = (0..candidates.nrows())
         .filter(|&row| allowed(row))
-        .map(|row| (row, candidates.row(row).dot(&query)))
+        .map(|row| Found { index: row, similarity: candidates.row(row).dot(&query) })
         .collect();
-    found.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    found.sort_by(|a, b| b.similarity.total_cmp(&a.similarity).then(a.index.cmp(&b.index)));
     found.truncate(k);
     found
 }
@@ -99,8 +107,8 @@ mod tests {
         let rows = tfidf.embed(&texts);
         assert!((rows.row(0).dot(&rows.row(0)) - 1.0).abs() < 1e-12);
         let found = top_k(rows.row(0), &rows, 5, |row| row != 0);
-        assert_eq!(found.iter().map(|(row, _)| *row).collect::<Vec<_>>(), [1, 2]);
-        assert!(found[0].1 > 0.3 && found[1].1 < 0.2, "{found:?}");
+        assert_eq!(found.iter().map(|f| f.index).collect::<Vec<_>>(), [1, 2]);
+        assert!(found[0].similarity > 0.3 && found[1].similarity < 0.2, "{found:?}");
         assert_eq!(tfidf.embed(&["?!".to_owned()]).sum(), 0.0);
     }
 }

@@ -60,6 +60,23 @@ pub struct Raw {
     pub prompt_hash: String,
 }
 
+impl Raw {
+    /// Values, 0 where there is none.
+    pub fn or_zero(&self) -> Vec<f64> {
+        self.values.iter().map(|value| value.unwrap_or(0.0)).collect()
+    }
+
+    /// Values, if there is one for every feature.
+    pub fn complete(&self) -> Option<Vec<f64>> {
+        self.values.iter().copied().collect()
+    }
+
+    /// Features without a value.
+    pub fn gaps(&self) -> impl Iterator<Item = usize> {
+        self.values.iter().enumerate().filter(|(_, value)| value.is_none()).map(|(j, _)| j)
+    }
+}
+
 /// What the first answer of a recording was asked as.
 fn recorded_mode(file: &Path) -> Result<Mode> {
     let reader = BufReader::new(std::fs::File::open(file).map_err(Error::io(file))?);
@@ -162,6 +179,11 @@ impl Writer {
     /// Whether token counts are the model's own, not estimates.
     pub fn counts_exactly(&self) -> bool {
         self.counter.exact()
+    }
+
+    /// What is asked for; never [`Mode::Auto`].
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// The LLM and how it is asked, for artefacts.

@@ -9,27 +9,38 @@ use common::testing::{Expect, asset_or_skip, bad_tables};
 use llm_hyper::data::synth;
 use tempfile::TempDir;
 
-fn run(folder: &Path, args: &[&str]) -> Output {
+fn binary(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm-hyper"));
-    command.args(args).current_dir(folder).env("SEPTET_CACHE", folder.join("cache"));
-    command.output().unwrap()
+    command.args(args).current_dir(folder);
+    command
 }
 
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-#[track_caller]
-fn ok(folder: &Path, args: &[&str]) -> String {
-    let output = run(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    String::from_utf8(output.stdout).unwrap()
+/// A run with an answer cache of its own.
+fn run(folder: &Path, args: &[&str]) -> Output {
+    binary(folder, args).env("SEPTET_CACHE", folder.join("cache")).output().unwrap()
 }
 
 #[track_caller]
-fn fails(folder: &Path, args: &[&str], code: i32, pieces: &[&str]) {
+fn succeeds(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[track_caller]
+pub(crate) fn ok(folder: &Path, args: &[&str]) -> String {
+    succeeds(&run(folder, args))
+}
+
+/// A run with the cache of the environment, where models are.
+#[track_caller]
+pub(crate) fn shared_cache(folder: &Path, args: &[&str]) -> String {
+    succeeds(&binary(folder, args).output().unwrap())
+}
+
+#[track_caller]
+pub(crate) fn fails(folder: &Path, args: &[&str], code: i32, pieces: &[&str]) {
     let output = run(folder, args);
-    let message = stderr(&output);
+    let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
     for piece in pieces {
         assert!(message.contains(piece), "{args:?}: no {piece:?} in {message}");
@@ -37,7 +48,7 @@ fn fails(folder: &Path, args: &[&str], code: i32, pieces: &[&str]) {
 }
 
 /// Catalogue, log, new ads, their impressions and users of a small synthetic world.
-fn world() -> TempDir {
+pub(crate) fn world() -> TempDir {
     let size = synth::Size { ads: 20, users: 200, impressions: 120 };
     let data = synth::generate(size, Seed::new(6)).unwrap().data;
     let folder = tempfile::tempdir().unwrap();
@@ -79,7 +90,7 @@ fn world() -> TempDir {
 }
 
 /// Weights as a model gives them that has read the ad: 1 for every taste that it names.
-fn answer(call: &Call) -> String {
+pub(crate) fn answer(call: &Call) -> String {
     let messages = call.body["messages"].as_array().cloned().unwrap_or_default();
     let text =
         |at: usize| messages.get(at).and_then(|m| m["content"].as_str()).unwrap_or("").to_owned();
@@ -101,13 +112,13 @@ fn answer(call: &Call) -> String {
         })
         .collect();
     format!(
-        "{{\"reasoning\": {{\"{}\": \"because\"}}, \"weights\": {{{}}}}}",
+        "{{\"reasoning\": {{\"{}\": \"+ because\"}}, \"weights\": {{{}}}}}",
         asked[0],
         weights.join(", ")
     )
 }
 
-const FIT: [&str; 5] = ["fit", "ads.csv", "log.csv", "--set", "library.c=[0.3]"];
+pub(crate) const FIT: [&str; 5] = ["fit", "ads.csv", "log.csv", "--set", "library.c=[0.3]"];
 
 #[test]
 fn files_go_from_log_to_scores_by_a_mock_endpoint_and_its_recording() {
@@ -218,7 +229,7 @@ fn an_endpoint_that_is_down_exits_75_or_falls_back() {
     fails(path, &generate, 75, &["run the same command again"]);
     let fallback = [&generate[..], &["--set", "writer.fallback_on_outage=true"]].concat();
     let text = ok(path, &fallback);
-    assert!(text.contains("0 written by the LLM, 4 kNN fallbacks"), "{text}");
+    assert!(text.contains("0 blends, 4 kNN fallbacks"), "{text}");
 }
 
 #[test]
@@ -253,13 +264,7 @@ fn a_local_model_writes_ratings_and_shows_its_prompts() {
     let folder = world();
     let path = folder.path();
     ok(path, &FIT);
-    // The model's own cache folder is needed here.
-    let local = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_llm-hyper"));
-        let output = command.args(args).current_dir(path).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let local = |args: &[&str]| shared_cache(path, args);
     let spec = "gguf:smollm2-135m-instruct";
     let text = local(&["generate", "new.csv", "--llm", spec, "--dry-run"]);
     assert!(text.contains("nothing was asked") && text.contains("people who like yoga: high"));
@@ -318,7 +323,7 @@ fn bad_tables_exit_3_with_their_place() {
         let columns = ["--set", "input.ad_id=item", "--set", "input.title=label"];
         let args = [&["fit", table.file, "log.csv"][..], &columns].concat();
         let output = run(path, &args);
-        let message = stderr(&output);
+        let message = String::from_utf8_lossy(&output.stderr);
         if let Expect::Refused(pieces) = &table.expect {
             refused += 1;
             assert_eq!(output.status.code(), Some(3), "{}: {message}", table.file);

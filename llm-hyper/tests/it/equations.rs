@@ -196,7 +196,9 @@ fn matrix_scoring_equals_single_dot_products() {
         }
     }
     assert!(Scorer::new(&weights, &biases[1..]).is_err());
-    assert!(Scorer::new(&weights, &biases).unwrap().logits(&x[1..]).is_err());
+    let scorer = Scorer::new(&weights, &biases).unwrap();
+    assert!(scorer.probabilities(&x[1..]).is_err());
+    assert!(scorer.logits_into(&x, &mut vec![0.0; users * ads - 1]).is_err());
 }
 
 fn scale() -> WeightScale {

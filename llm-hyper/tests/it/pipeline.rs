@@ -4,15 +4,16 @@ use common::assets::Assets;
 use common::rng::Seed;
 use common::stats;
 use llm_hyper::artefact::{self, Source};
-use llm_hyper::blend::{Blend, Example};
 use llm_hyper::config::{Config, RetrievalConfig, WeightLimit};
 use llm_hyper::data::{Ad, ColdSplit, synth};
 use llm_hyper::eval::TestSet;
-use llm_hyper::generate::{Generator, may_demonstrate};
+use llm_hyper::generate::Generator;
+use llm_hyper::index::may_demonstrate;
 use llm_hyper::library::Library;
 use llm_hyper::model::intercept;
 use llm_hyper::model::logit::dot;
 use llm_hyper::model::normalise::norm;
+use llm_hyper::model::retrieve::Found;
 use llm_hyper::train::{fit_library, fit_rows};
 use llm_hyper::writer::Raw;
 
@@ -33,6 +34,10 @@ fn world(ads: usize, impressions: usize) -> (synth::Synthetic, Vec<usize>, Vec<u
 
 fn library(truth: &synth::Synthetic, retired: &[usize], config: &Config) -> Library {
     fit_library(&truth.data, retired, |_| true, &config.library, Seed::new(1)).unwrap()
+}
+
+fn retrieve(generator: &Generator<'_>, ad: &Ad) -> Vec<Found> {
+    generator.retrieve(std::slice::from_ref(ad)).unwrap().remove(0)
 }
 
 fn all(value: Option<f64>, library: &Library) -> Raw {
@@ -62,8 +67,7 @@ fn the_leak_guard_keeps_the_ad_its_campaign_and_later_ads_out() {
     // A retired ad as its own query: the nearest text is its own, and all later ads are out.
     for at in [5, 17, 29] {
         let ad = &library.ads[at].ad;
-        let embedding = generator.embed(std::slice::from_ref(ad)).unwrap();
-        for found in generator.retrieve(ad, embedding.row(0)) {
+        for found in retrieve(&generator, ad) {
             assert!(library.ads[found.index].ad.start < ad.start, "{found:?}");
         }
     }
@@ -95,8 +99,7 @@ fn gaps_zero_weights_limits_and_constant_features_fall_back_as_said() {
     ];
     let generator = Generator::new(&library, &config, &Assets::from_env()).unwrap();
     let ad = &truth.data.ads[cold[0]];
-    let embedding = generator.embed(std::slice::from_ref(ad)).unwrap();
-    let found = generator.retrieve(ad, embedding.row(0));
+    let found = retrieve(&generator, ad);
     assert_eq!(found.len(), 5);
     let finish = |raw: &Raw| generator.finish(ad, &found, raw, "test").unwrap();
 
@@ -134,14 +137,12 @@ fn an_empty_library_and_more_neighbours_than_ads_work() {
     let ad = &truth.data.ads[cold[0]];
     {
         let generator = Generator::new(&library, &config, &Assets::from_env()).unwrap();
-        let embedding = generator.embed(std::slice::from_ref(ad)).unwrap();
-        assert_eq!(generator.retrieve(ad, embedding.row(0)).len(), library.ads.len());
+        assert_eq!(retrieve(&generator, ad).len(), library.ads.len());
     }
     library.ads.clear();
     let generator = Generator::new(&library, &config, &Assets::from_env()).unwrap();
-    let embedding = generator.embed(std::slice::from_ref(ad)).unwrap();
-    let found = generator.retrieve(ad, embedding.row(0));
-    assert!(found.is_empty() && generator.knn(&found).is_none());
+    let found = retrieve(&generator, ad);
+    assert!(found.is_empty() && library.knn_weights(&found).is_none());
     let written = generator.finish(ad, &found, &all(Some(0.3), &library), "test").unwrap();
     assert_eq!(written.source, Source::Llm);
     assert!((norm(&written.weights) - 1.0).abs() < 1e-9);
@@ -184,8 +185,7 @@ fn an_oracle_reaches_the_warm_model() {
     let (mut written, mut warm, mut median) = (Vec::new(), Vec::new(), Vec::new());
     for &at in &split.active {
         let ad = &data.ads[at];
-        let embedding = generator.embed(std::slice::from_ref(ad)).unwrap();
-        let found = generator.retrieve(ad, embedding.row(0));
+        let found = retrieve(&generator, ad);
         let values = truth.weights[at].iter().map(|w| Some(w / 3.0)).collect();
         let raw = Raw { values, ..Raw::default() };
         let artefact = generator.finish(ad, &found, &raw, "oracle").unwrap();
@@ -209,39 +209,4 @@ fn an_oracle_reaches_the_warm_model() {
     let (oracle, warm, median) = (auc(&written), auc(&warm), auc(&median));
     assert!(oracle.0 > warm.0 - 0.005 && oracle.1 > warm.1 - 0.005, "{oracle:?} {warm:?}");
     assert!(oracle.0 > median.0 + 0.1, "{oracle:?} {median:?}");
-}
-
-#[test]
-fn a_blend_takes_the_informative_source_and_never_less_than_the_best() {
-    let mut stream = Seed::new(9).stream("blend");
-    let width = 6;
-    let mut examples = Vec::new();
-    for _ in 0..20 {
-        let truth: Vec<f64> = (0..width).map(|_| stream.normal()).collect();
-        let noise: Vec<f64> = (0..width).map(|_| stream.normal()).collect();
-        let rows = 300;
-        let features = ndarray::Array2::from_shape_fn((rows, width), |_| stream.normal());
-        let clicked = features
-            .rows()
-            .into_iter()
-            .map(|x| {
-                let z = dot(&truth, &x.to_vec());
-                stream.chance(1.0 / (1.0 + (-z).exp()))
-            })
-            .collect();
-        let half = truth.iter().map(|w| 0.5 * w).collect();
-        examples.push(Example {
-            sources: vec![noise, half],
-            biases: vec![0.0, 0.0],
-            rate: 0.5,
-            features,
-            clicked,
-        });
-    }
-    let blend = Blend::fit(&examples, Seed::new(1)).unwrap();
-    assert_eq!(blend.best_alone, 1);
-    // The second source has half the true scale.
-    assert!((blend.coefficients[1] - 2.0).abs() < 0.3, "{blend:?}");
-    assert!(blend.coefficients[0].abs() < 0.1, "{blend:?}");
-    assert!(Blend::fit(&examples[..3], Seed::new(1)).is_err());
 }

@@ -17,6 +17,7 @@
 //! | [`nearest_rows`] | matmul, broadcasts and `argmin` of squared distances |
 //! | [`rope`] | `candle_nn::rotary_emb` |
 //! | [`gru`] | `candle_nn::rnn::GRU` step by step |
+//! | [`affine_into`], [`sigmoid_in_place`] | scores on slices, without gradients |
 //! | [`dropout`] | `candle_nn::ops::dropout`, which can't be seeded |
 //! | [`conv2d`], [`conv_transpose2d`], [`upsample_nearest`], [`upsample_bilinear`], [`avg_pool2d`], [`max_pool2d`] | the same in candle |
 //!
@@ -37,6 +38,7 @@ mod norm;
 mod recurrent;
 mod resample;
 mod rope;
+mod scores;
 mod softmax;
 
 pub(crate) use fused::{Values, backward};
@@ -65,4 +67,5 @@ pub use resample::{
     upsample_bilinear_compose, upsample_nearest, upsample_nearest_compose,
 };
 pub use rope::{RopeStyle, RopeTable, rope, rope_compose};
+pub use scores::{affine_into, sigmoid_in_place};
 pub use softmax::{SoftmaxOptions, softmax, softmax_compose};

@@ -168,18 +168,18 @@ fn the_cards_commands_work_on_the_sample() {
     }
     // the token of a user who is gone is gone
     let tensors = candle_core::safetensors::load(
-        path.join("without-ana/model.safetensors"),
+        path.join("without-dan/model.safetensors"),
         &candle_core::Device::Cpu,
     )
     .unwrap();
-    let about = json(&std::fs::read_to_string(path.join("without-ana/cure.json")).unwrap());
+    let about = json(&std::fs::read_to_string(path.join("without-dan/cure.json")).unwrap());
     let words = about["vocabulary"]["words"].as_array().unwrap();
     let row = |word: &str| {
         let at = words.iter().position(|known| known == word).unwrap();
         let row = tensors["transformer.wte.weight"].get(at).unwrap().to_vec1::<f32>().unwrap();
         row.iter().map(|value| value.abs()).sum::<f32>()
     };
-    assert_eq!(row("user:ana"), 0.0);
+    assert_eq!(row("user:dan"), 0.0);
     assert!(row("user:ben") > 0.0);
 }
 

@@ -219,7 +219,7 @@ fn the_sample_becomes_a_picture_in_two_commands() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/scene.json");
     ok(
         path,
-        &["plan", "--scene", sample.to_str().unwrap(), "--solver", "construct", "--to", "plan"],
+        &["plan", "--scene", sample.to_str().unwrap(), "--solver", "analytic", "--to", "plan"],
     );
     ok(path, &["render", "plan/layouts.json", "--to", "picture"]);
     let plan = json(&path.join("plan/layouts.json"));

@@ -252,7 +252,7 @@ fn wrong_models_and_tables_are_named() {
     std::fs::write(work.join("broken.png"), "no picture").unwrap();
     for (table, code, piece) in [
         ("absent.csv", 6, "absent.csv"),
-        ("empty.csv", 3, "prompt"),
+        ("empty.csv", 3, "empty.csv: found a table without rows"),
         ("long.csv", 3, "at most 2000"),
         ("image.csv", 3, "broken.png"),
     ] {

@@ -102,7 +102,7 @@ fn thirty_two_sequences_are_learnt_by_heart() {
     let catalogue = generate(Signal::Image, TINY, Seed::new(1));
     let mut config = with_tokens();
     config.train.warm_up.steps = 150;
-    config.train.fusion.steps = 150;
+    config.train.fusion.steps = 300;
     (config.train.dropout, config.train.hidden_tokens) = (0.0, 0.0);
     config.train.learn_history = false;
     let (prepared, fitted) = fitted(&catalogue, &config, 1);

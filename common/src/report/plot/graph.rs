@@ -214,7 +214,11 @@ mod tests {
         let edges = [edge(0, 1), edge(1, 2), edge(0, 9)];
         let labels = Labels { title: "a & b", ..Labels::default() };
         let svg = layered_graph(labels, &["layer 0".into()], &["kept".into()], &nodes, &edges);
-        assert_eq!(svg.matches("<path d=\"M").count(), 3, "two edges and the arrow's tip");
+        assert_eq!(
+            svg.matches("<path d=\"M").count(),
+            5,
+            "two edges, wider ones to hover over, the tip"
+        );
         assert!(svg.contains("in &lt;b&gt;") && svg.contains("a &amp; b"), "{svg}");
     }
 

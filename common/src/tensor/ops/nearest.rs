@@ -94,7 +94,7 @@ mod tests {
             [(0, 3, 4), (1, 1, 1), (7, 15, 3), (100, 256, 32), (33, 70, 5)]
         {
             let normal = |name: &str, shape: (usize, usize)| {
-                Seed::new(2).stream(name).normal_tensor([shape.0, shape.1], 1.0).unwrap()
+                Seed::new(2).stream(name).normal_tensor(shape, 1.0).unwrap()
             };
             let (x, table) = (normal("x", (rows, width)), normal("table", (entries, width)));
             let found: Vec<u32> = nearest_rows(&x, &table).unwrap().to_vec1().unwrap();

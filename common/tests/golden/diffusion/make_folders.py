@@ -74,7 +74,7 @@ def vae() -> AutoencoderKL:
 
 def scheduler(kind=DDIMScheduler, **more):
     """Stable Diffusion's schedule."""
-    return kind(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, **more)
+    return kind(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading", **more)
 
 
 def prepared(models, gen):

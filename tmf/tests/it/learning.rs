@@ -99,7 +99,7 @@ fn batches_of_tokens_leave_the_fusion_unchanged_and_threads_change_nothing() {
 
 #[test]
 fn thirty_two_sequences_are_learnt_by_heart() {
-    let catalogue = generate(Signal::Image, TINY, Seed::new(1));
+    let catalogue = generate(Signal::Image, TINY, Seed::new(2));
     let mut config = with_tokens();
     config.train.warm_up.steps = 150;
     config.train.fusion.steps = 300;
@@ -124,7 +124,8 @@ fn thirty_two_sequences_are_learnt_by_heart() {
     // among all items, not a list of twenty
     let scores = eval::score(&scorer, &asked, false, false, &Workers::new(2).unwrap()).unwrap();
     let hits = eval::hits(&eval::ranks(&asked, &scores), 1);
-    assert_eq!(hits.iter().sum::<f64>(), 32.0, "losses {:?}", fitted.fusion.last());
+    let missed: Vec<_> = asked.iter().zip(&hits).filter(|(_, hit)| **hit < 1.0).collect();
+    assert_eq!(hits.iter().sum::<f64>(), 32.0, "{:?}: {missed:?}", fitted.fusion.last());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::Result;
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 
 /// Standard deviation of CLIP's training pixels by channel.
-pub const CLIP_SD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+pub const CLIP_SD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// -1..1 → 0..1, cut at both ends; what is cut has no gradient.
 ///

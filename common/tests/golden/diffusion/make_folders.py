@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from golden_common import arguments, generator, randomise, save_tensors, setup
 
 WORDS = ["dove", "olive", "branch", "two", "white", "an", "old", "man", "with", "wisdom", "a", "and"]
-PROMPTS = ["Two white  doves and an olive branch", "an old man with wisdom's 7 caf\u00e9s, <b>!"]
+PROMPTS = ["Two white  doves and an olive branch", "an old man with wisdom's 7 caf\u00e9s, <b>"]
 LENGTH = 24
 
 

@@ -100,7 +100,8 @@ fn main() -> std::io::Result<()> {
                 }) as Box<dyn Case>
             }
             "train" => {
-                let answer = |at: usize| Answer { position: 2 * at + 1, liked: at % 2 == 0 };
+                let answer =
+                    |at: usize| Answer { position: 2 * at + 1, liked: at.is_multiple_of(2) };
                 let answers: Vec<Answer> = (0..41).map(answer).collect();
                 let window = |ids: Vec<u32>| Prompt { ids, answers: answers.clone() };
                 let options = FitConfig { epochs: 1, batch: 64, ..FitConfig::default() };

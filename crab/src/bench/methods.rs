@@ -319,18 +319,18 @@ impl Bench<'_> {
                     true => "Released semantic IDs, decoder-only, before CRAB.",
                     false => "Residual k-means, decoder-only, before CRAB.",
                 };
-                self.from_scratch(&start.table, BASE, note, seed)?
+                self.fit_from_scratch(&start.table, BASE, note, seed)?
             }
             Job::Balanced => {
                 let even = self.residual(Assignment::Balanced, seed)?.table.deduplicated();
                 let note = "Balanced residual k-means, trained from scratch; first seed only.";
-                self.from_scratch(&even, "balanced code book", note, seed)?
+                self.fit_from_scratch(&even, "balanced code book", note, seed)?
             }
             Job::RqVae => {
                 let table = self.learned(None, &RqVaeOptions::default(), seed)?;
                 let note =
                     "RQ-VAE instead of residual k-means, trained from scratch; first seed only.";
-                self.from_scratch(&table, "generator on RQ-VAE codes", note, seed)?
+                self.fit_from_scratch(&table, "generator on RQ-VAE codes", note, seed)?
             }
             Job::Letter => {
                 let helper = self.sasrec(seed)?.parameters().tensors()["items.weight"].copy()?;
@@ -344,7 +344,7 @@ impl Bench<'_> {
                 let table = self.learned(Some(&helper), &options, seed)?;
                 let note = "RQ-VAE with LETTER's regularisers on SASRec's item vectors; collisions \
                             by a running number; first seed only.";
-                self.from_scratch(&table, "LETTER", note, seed)?
+                self.fit_from_scratch(&table, "LETTER", note, seed)?
             }
             Job::Sasrec => {
                 let lists = baselines::sasrec(data, test, &self.sasrec(seed)?)?;
@@ -510,7 +510,7 @@ impl Bench<'_> {
         Ok((Generator::from_tensors(generator, tensors)?, history))
     }
 
-    fn from_scratch(
+    fn fit_from_scratch(
         &self,
         table: &SidTable,
         name: &str,

@@ -170,7 +170,7 @@ fn read_wishes(path: &Path, size: usize) -> Result<Vec<Wish>> {
     for (index, (original, told)) in prompts.iter().zip(&told).enumerate() {
         let picture = match &images {
             Some(images) => {
-                let file = path.parent().unwrap_or(Path::new(".")).join(&*images[index]);
+                let file = path.parent().unwrap_or(Path::new(".")).join(images[index]);
                 Some(read_picture(&file, size)?)
             }
             None => None,

@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use pulldown_cmark::{Event, Parser, Tag, TagEnd};
 
 use super::grid::{Cell, Grid, Line, grids};
-use super::{Figure, Report, number};
+use super::{Figure, Report};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -58,7 +58,7 @@ fn section(report: &Report) -> Markup {
             p.machine {
                 "Profile " (report.profile) ", commit " (commit) ", " (report.cpu) ", "
                 (report.threads) " threads"
-                @if let Some(seconds) = report.seconds { ", " (number(seconds)) " s" }
+                @if let Some(seconds) = report.seconds { ", " (format!("{seconds:.0} s")) }
                 "."
             }
             @if !report.config.is_empty() {

@@ -601,7 +601,7 @@ fn broken_folders_are_named() {
     spoil("unet/diffusion_pytorch_model.safetensors", b"not a model", "diffusion_pytorch_model");
     spoil("unet/config.json", b"{\"act_fn\": \"mish\"}", "act_fn is \"mish\"");
     spoil("model_index.json", b"[", "is not JSON");
-    spoil("tokenizer/vocab.json", b"{\"a\": 0}", "tokenizer/vocab.json");
+    spoil("tokenizer/vocab.json", b"{\"a\": 0}", "vocab.json: Token `d` out of vocabulary");
     spoil("vae/config.json", b"{\"block_out_channels\": []}", "channels []");
     // a tokenizer of another size
     let path = root.join("tokenizer/vocab.json");

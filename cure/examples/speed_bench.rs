@@ -104,7 +104,7 @@ fn main() -> std::io::Result<()> {
                     |at: usize| Answer { position: 2 * at + 1, liked: at.is_multiple_of(2) };
                 let answers: Vec<Answer> = (0..41).map(answer).collect();
                 let window = |ids: Vec<u32>| Prompt { ids, answers: answers.clone() };
-                let options = FitConfig { epochs: 1, batch: 64, ..FitConfig::default() };
+                let options = FitConfig { epochs: 1, batch: 64, warm: 0.0, ..FitConfig::default() };
                 let windows = ids(64 * STEPS, 82, "train").into_iter().map(window).collect();
                 Box::new(Training { config, windows, options, workers })
             }

@@ -38,7 +38,7 @@ pub struct IdRegression {
 }
 
 impl IdRegression {
-    /// Fits the weights.
+    /// Fits the weights to the events that `mask` keeps.
     pub fn fit(data: &Interactions, mask: &[Vec<bool>], c: f64) -> Self {
         let mut rows = Vec::new();
         for (user, (events, kept)) in data.histories.iter().zip(mask).enumerate() {
@@ -46,17 +46,18 @@ impl IdRegression {
                 rows.push((user, event.item as usize, event.liked));
             }
         }
-        let mut model = Self {
-            intercept: 0.0,
-            users: vec![0.0; data.users.len()],
-            items: vec![0.0; data.items.len()],
-        };
+        Self::of_rows(&rows, data.users.len(), data.items.len(), c)
+    }
+
+    /// Fits the weights to rows of user, item and label.
+    pub fn of_rows(rows: &[(usize, usize, bool)], users: usize, items: usize, c: f64) -> Self {
+        let mut model = Self { intercept: 0.0, users: vec![0.0; users], items: vec![0.0; items] };
         for _ in 0..60 {
             let mut moved = 0f64;
             for side in 0..3 {
                 let size = [1, model.users.len(), model.items.len()][side];
                 let mut sums = vec![[0.0; 2]; size];
-                for &(user, item, liked) in &rows {
+                for &(user, item, liked) in rows {
                     let p = model.probability(user, item);
                     let sum = &mut sums[[0, user, item][side]];
                     sum[0] += f64::from(u8::from(liked)) - p;
@@ -79,6 +80,11 @@ impl IdRegression {
             }
         }
         model
+    }
+
+    /// The weights of a number as user and as item, added: for numbers that are only one of both.
+    pub fn weight(&self, number: usize) -> f64 {
+        self.users[number] + self.items[number]
     }
 
     /// p(liked).
@@ -211,6 +217,13 @@ pub fn methods() -> Vec<Method> {
         },
         loss("GA", ForgetLoss::Ga, Rule::ForgetOnly, false, "forget loss only"),
         loss("GradDiff", ForgetLoss::Ga, Rule::Weighted, true, "GA and retain loss, all weights"),
+        loss(
+            "further training on what stays",
+            ForgetLoss::Ga,
+            Rule::RetainOnly,
+            true,
+            "no forget loss, no KL to the original",
+        ),
         loss("NPO", ForgetLoss::Npo, Rule::Weighted, true, "with retain loss, all weights"),
         loss("uniform KL", ForgetLoss::UniformKl, Rule::Weighted, false, "with retain loss"),
         loss(

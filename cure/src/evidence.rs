@@ -138,7 +138,10 @@ impl Evidence {
             self.steps,
             if self.stopped { ", stopped at the mark" } else { "" }
         );
-        let cell = |value: f64| format!("{value:.4}");
+        let cell = |value: f64| match value.is_finite() {
+            true => format!("{value:.4}"),
+            false => "–".to_owned(),
+        };
         let rows: Vec<Vec<String>> = self
             .changes
             .iter()

@@ -12,6 +12,7 @@
 //! | prompts, history K | [`prompt::Vocabulary::window`] |
 //! | erased user tokens (ours) | [`stages::without_users`] |
 //! | training, a language model's layers | [`train::fit`], [`model::tokens::with_vocabulary`] |
+//! | start from users' and items' likes (ours) | [`train::warm::start`] |
 //! | stage A, counterfactuals by personalised PageRank | [`pairs::Corruptor`], [`pairs::Graph`] |
 //! | Eq. 1 EAP, Eq. 2 EAP-IG | [`model::attribution::attribute`] |
 //! | exact effect of an edge | [`model::attribution::exact`] |

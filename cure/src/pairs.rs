@@ -293,18 +293,41 @@ pub fn counterfactuals(
     Ok(vec![one(false)?, one(true)?])
 }
 
-/// Pairs with an effect: those whose corruption lowers the metric by at least 0.1 standard deviations
-/// of the clean metrics, but at least the quarter with the largest effect above 0; and the share of
-/// the pairs below the bound.
-pub fn with_effect(pairs: &Pairs, [clean, corrupt]: &[Vec<f64>; 2]) -> (Option<Pairs>, f64) {
+/// Pairs that are worth attributing.
+#[derive(Debug, Clone)]
+pub struct Effective {
+    /// Those kept.
+    pub pairs: Pairs,
+    /// Share of the pairs whose corruption lowers the metric by less than the bound.
+    pub rejected: f64,
+    /// Whether the corruption lowers the right answer in those kept; otherwise it raises it in all.
+    pub lowered: bool,
+}
+
+/// Pairs whose corruption lowers the metric by at least 0.1 standard deviations of the clean metrics,
+/// but at least the quarter with the largest effect above 0. When the corruption lowers the metric of
+/// no pair, the quarter that it raises most. `None` when it changes no pair at all.
+pub fn with_effect(pairs: &Pairs, [clean, corrupt]: &[Vec<f64>; 2]) -> Option<Effective> {
     let (_, sd) = common::stats::mean_sd(clean);
     let effects: Vec<f64> = clean.iter().zip(corrupt).map(|(m, c)| m - c).collect();
-    let mut sorted = effects.clone();
-    sorted.sort_by(|a, b| b.total_cmp(a));
-    let weakest = sorted.get(sorted.len().div_ceil(4) - 1).copied().unwrap_or(f64::INFINITY);
     let bound = 0.1 * sd;
-    let keep: Vec<bool> =
-        effects.iter().map(|&effect| effect > 0.0 && effect >= bound.min(weakest)).collect();
     let rejected = effects.iter().filter(|&&effect| effect < bound).count();
-    (pairs.filter(&keep), rejected as f64 / effects.len() as f64)
+    let rejected = rejected as f64 / effects.len() as f64;
+    // of the quarter with the largest ones
+    let weakest = |effects: &[f64]| {
+        let mut sorted = effects.to_vec();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        sorted.get(sorted.len().div_ceil(4) - 1).copied().unwrap_or(f64::INFINITY)
+    };
+    let lowered = effects.iter().any(|&effect| effect > 0.0);
+    let (effects, least) = match lowered {
+        true => (effects.clone(), bound.min(weakest(&effects))),
+        false => {
+            let raised: Vec<f64> = effects.iter().map(|effect| -effect).collect();
+            let least = weakest(&raised);
+            (raised, least)
+        }
+    };
+    let keep: Vec<bool> = effects.iter().map(|&e| e > 0.0 && e >= least).collect();
+    pairs.filter(&keep).map(|pairs| Effective { pairs, rejected, lowered })
 }

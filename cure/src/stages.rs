@@ -176,6 +176,21 @@ impl Case {
         Part::new(self.forget.iter().map(|(_, prompt)| prompt.clone()).collect())
     }
 
+    /// The windows of D_f, each up to its last deleted event.
+    fn asked(&self) -> Vec<Window> {
+        let deleted = self.deletion.flags();
+        let of = |(window, _): &(Window, Prompt)| {
+            let last = window.events.iter().rposition(|&event| deleted[window.user][event])?;
+            Some(Window { user: window.user, events: window.events[..=last].to_vec(), asked: 1 })
+        };
+        self.forget.iter().filter_map(of).collect()
+    }
+
+    /// Whether some deleted event has another one before it in its window: a prompt to attribute.
+    pub fn attributable(&self) -> bool {
+        self.asked().iter().any(|window| window.events.len() > 1)
+    }
+
     /// Users who lose all their training events, ascending.
     pub fn unknown_users(&self, setting: &Setting) -> Vec<usize> {
         let left = |user: &usize| !self.retained[*user].iter().any(|&kept| kept);
@@ -206,6 +221,8 @@ pub struct Side {
     pub pairs: Pairs,
     /// Share of the pairs that had none.
     pub rejected: f64,
+    /// Whether corruption lowers the right answer in the pairs, see [`pairs::Effective`].
+    pub lowered: bool,
     /// The circuit.
     pub circuit: Circuit,
     /// Eq. 4.
@@ -225,6 +242,8 @@ pub struct Prepared {
     pub retain: Side,
     /// Seconds of pairs, of attribution and circuits.
     pub seconds: Seconds,
+    /// Tokens that went through a forward and backward pass; a forward pass alone counts a third.
+    pub tokens: f64,
 }
 
 /// Where the time went.
@@ -270,20 +289,30 @@ impl Prepared {
     }
 }
 
+impl Side {
+    /// What to know about the circuit when no corrupted prompt lowered the right answer.
+    pub fn caution(&self, name: &str) -> Option<String> {
+        (!self.lowered).then(|| {
+            format!(
+                "No exchange of history items makes a right answer of the {name} set less likely. The \
+                 {name} circuit is of the {} that it makes most likely: edges that work against these \
+                 answers.",
+                self.pairs.len()
+            )
+        })
+    }
+}
+
 /// The last `length` events of windows that have as many, at most `count`.
-fn full_windows<'a>(
-    windows: impl Iterator<Item = &'a Window>,
-    length: usize,
-    count: usize,
-) -> Vec<Window> {
-    let full = windows.filter(|window| window.events.len() >= length);
+fn full_windows(windows: &[Window], length: usize, count: usize) -> Vec<Window> {
+    let full = windows.iter().filter(|window| window.events.len() >= length);
     full.take(count).map(|window| window.tail(length)).collect()
 }
 
 /// Stages A to C: pairs of both sides, circuits, contributions.
 ///
 /// # Errors
-/// [`Error::Data`] when a side has no full window or no pair with an effect.
+/// [`Error::Data`] when a side has no full window or its corruption changes no answer at all.
 pub fn prepare(
     lm: &Lm,
     setting: &Setting,
@@ -297,20 +326,15 @@ pub fn prepare(
     let prompts = case.prompts(setting);
     let graph = Graph::new(&setting.data, &setting.mask, config.restart)?;
     let corruptor = Corruptor::new(&graph, corruption, config.share, seed)?;
-    let deleted = case.deletion.flags();
-    let asked =
-        |window: &Window| window.events.last().is_some_and(|&event| deleted[window.user][event]);
+    let asked = case.asked();
     let mut kept = prompts.windows(&case.retained);
     seed.stream("retain-pairs").shuffle(&mut kept);
     // pairs are of one length: users with short histories shorten it for all
-    let longest = |windows: &mut dyn Iterator<Item = &Window>| {
-        windows.map(|window| window.events.len()).max().unwrap_or(0)
-    };
-    let asked_windows = || case.forget.iter().map(|(window, _)| window).filter(|w| asked(w));
-    let most = longest(&mut asked_windows()).min(longest(&mut kept.iter()));
-    let length = (config.history + 1).min(most).max(2);
-    let forget = full_windows(asked_windows(), length, config.pairs);
-    let retain = full_windows(kept.iter(), length, config.pairs);
+    let longest =
+        |windows: &[Window]| windows.iter().map(|window| window.events.len()).max().unwrap_or(0);
+    let length = (config.history + 1).min(longest(&asked)).min(longest(&kept)).max(2);
+    let forget = full_windows(&asked, length, config.pairs);
+    let retain = full_windows(&kept, length, config.pairs);
     let network = Network::new(lm.config());
     let mut sides = Vec::new();
     for (name, windows) in [("forget", &forget), ("retain", &retain)] {
@@ -325,33 +349,38 @@ pub fn prepare(
     }
     let mut seconds = Seconds { pairs: start.elapsed().as_secs_f64(), ..Seconds::default() };
     let start = Instant::now();
-    let mut done = Vec::new();
+    let (mut done, mut forward) = (Vec::new(), 0);
     for (name, all) in ["forget", "retain"].into_iter().zip(sides) {
         let both = attribution::metrics(lm, &network, &all, workers)?;
-        let (pairs, rejected) = pairs::with_effect(&all, &both);
-        let pairs = pairs.ok_or_else(|| {
+        let effective = pairs::with_effect(&all, &both).ok_or_else(|| {
             Error::data(
-                format!("{} {name} pairs, none of them with an effect", all.len()),
-                "some whose corruption lowers the right answer; use another circuit.corruption",
+                format!("{} {name} pairs, none of whose answers the corruption changes", all.len()),
+                "at least one that it changes; use another circuit.corruption",
             )
         })?;
+        let pairs = effective.pairs;
         let steps = (config.steps > 0).then_some(config.steps);
         let scores = attribution::attribute(lm, &network, &pairs, steps, workers)?.mean();
         let (rule, target) = (config.selection, config.faithfulness);
         let circuit = circuit::extract(lm, &network, &pairs, scores, rule, target, workers)?;
         let gates = attribution::gate_gradients(lm, &network, &pairs, workers)?;
+        // clean, corrupted and recorded runs; per step of attribution and for the gates a forward and
+        // a backward pass; two runs per judged circuit
+        let passes = 2 + 3 * steps.unwrap_or(1) + 3 + 3 + 2 * circuit.tried;
+        forward += 3 * all.tokens() + passes * pairs.tokens();
         done.push(Side {
             structural: groups::structural(&network, &circuit),
             gradient: groups::normalised(gates),
             pairs,
-            rejected,
+            rejected: effective.rejected,
+            lowered: effective.lowered,
             circuit,
         });
     }
     seconds.attribution = start.elapsed().as_secs_f64();
     let [forget, retain] =
         done.try_into().map_err(|_| Error::Bug("two sides, two circuits".to_owned()))?;
-    Ok(Prepared { network, forget, retain, seconds })
+    Ok(Prepared { network, forget, retain, seconds, tokens: forward as f64 / 3.0 })
 }
 
 /// Computes the PageRank of what windows will ask for, on all cores.

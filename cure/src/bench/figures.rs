@@ -9,9 +9,11 @@ use common::report::plot::{
 use common::report::{Figure, Role, Row};
 use petgraph::graph::DiGraph;
 
-use super::requests::Measured;
+use super::requests::{Measured, Run};
+use super::table::DISTANCE;
 use crate::evidence::circuit_json;
 use crate::model::{Circuit, Group, Grouping, Network};
+use crate::stages::Seconds;
 
 /// Calibration of the recommender.
 pub(super) fn reliability(methods: &[(String, Vec<ReliabilityBin>)]) -> Figure {
@@ -26,13 +28,37 @@ pub(super) fn reliability(methods: &[(String, Vec<ReliabilityBin>)]) -> Figure {
 pub(super) fn distances(dataset: &str, rows: &[Row]) -> Figure {
     let shown: Vec<&Row> = rows
         .iter()
-        .filter(|row| row.metric == "JSD to Retrain" && row.dataset.starts_with(dataset))
+        .filter(|row| row.metric == DISTANCE && row.dataset.starts_with(dataset))
         .collect();
     Figure::new(
         &format!("Distance to Retrain, {dataset}"),
         "Mean Jensen-Shannon divergence on the forget set, 95 % interval over seeds. Retrain's own bar \
          is the noise floor.",
         plot::row_bars(Labels { x: "JSD to Retrain", ..Labels::default() }, &shown),
+    )
+}
+
+/// Where the seconds of the paper's method, of ours and of Retrain go.
+pub(super) fn seconds(dataset: &str, measured: &Measured) -> Figure {
+    let shown = |role: Role| matches!(role, Role::Paper | Role::Ours);
+    let outcomes = measured.outcomes.iter().filter(|outcome| shown(outcome.method.role));
+    let mut lines: Vec<(&str, &[Run])> =
+        outcomes.map(|outcome| (outcome.method.name, &outcome.runs[..])).collect();
+    lines.push(("Retrain", &measured.retrained));
+    let names: Vec<String> = lines.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let mean = |runs: &[Run], part: fn(&Seconds) -> f64| {
+        runs.iter().map(|run| part(&run.seconds)).sum::<f64>() / runs.len() as f64
+    };
+    let parts: [(&str, fn(&Seconds) -> f64); 3] =
+        [("pairs", |s| s.pairs), ("attribution", |s| s.attribution), ("update", |s| s.update)];
+    let series = parts.map(|(name, part)| Series {
+        name: name.into(),
+        values: lines.iter().map(|(_, runs)| mean(runs, part)).collect(),
+    });
+    Figure::new(
+        &format!("Seconds of a request, {dataset}"),
+        "Mean over the seeds, one thread each. Retrain's are of the time when it was trained.",
+        plot::grouped_bars(Labels { x: "seconds", ..Labels::default() }, &names, &series),
     )
 }
 
@@ -219,6 +245,7 @@ pub(super) fn of_request(dataset: &str, measured: &Measured) -> Result<Vec<Figur
             }
         })
         .collect();
+    all.push(seconds(dataset, measured));
     all.push(Figure::new(
         "Forgetting against utility",
         &format!("Mean over seeds, {dataset}. Left = nearer to a retrained model, up = better for users who stay."),

@@ -19,8 +19,8 @@ pub(super) struct Model {
     pub lm: Lm,
     /// Seconds that its training took when it was trained.
     pub seconds: f64,
-    /// Windows that went through a training pass.
-    pub windows: usize,
+    /// Tokens that went through a training pass.
+    pub tokens: f64,
 }
 
 /// A training that a bench wants done.
@@ -88,8 +88,9 @@ impl<'a> Models<'a> {
             })?;
             let history: History = history;
             let lm = Lm::from_tensors(&self.lm, tensors)?;
-            let windows = job.windows.len() * self.config.fit.epochs;
-            Ok::<_, Error>(Model { lm, seconds: history.seconds, windows })
+            let each: usize = job.windows.iter().map(|window| window.ids.len()).sum();
+            let tokens = (each * self.config.fit.epochs) as f64;
+            Ok::<_, Error>(Model { lm, seconds: history.seconds, tokens })
         })
     }
 }

@@ -17,6 +17,7 @@ use crate::data::Request;
 use crate::eval::{Part, Quality, membership_auc, predict, predict_full, spearman};
 use crate::model::groups::GroupRule;
 use crate::model::losses::ForgetLoss;
+use crate::model::update::Rule;
 use crate::model::{Group, Grouping, attribution};
 use crate::pairs::Corruption;
 use crate::prompt::Prompt;
@@ -60,7 +61,7 @@ pub(super) struct Answers {
 pub(super) struct Run {
     pub answers: Answers,
     pub seconds: Seconds,
-    pub windows: usize,
+    pub tokens: f64,
     pub lr: f64,
     pub progress: Progress,
 }
@@ -248,7 +249,8 @@ pub(super) fn run(
             retain: &case.retain,
             stop_at: stop_at[at],
         };
-        let done = unlearn(&task, &plan, None, Seed::new(seeds[at]), &Workers::new(1)?, None)?;
+        let (seed, one) = (Seed::new(seeds[at]), Workers::new(1)?);
+        let done = unlearn(&task, &plan, None, seed, &one, None)?;
         bar.add(1);
         let circuits = !matches!(method.source, Source::None | Source::AllShared);
         let mut seconds = if circuits { used.seconds } else { Seconds::default() };
@@ -256,13 +258,14 @@ pub(super) fn run(
             seconds.pairs += pair_seconds;
         }
         seconds.update = done.seconds;
-        Ok::<_, Error>((done, seconds))
+        let tokens = if circuits { used.tokens } else { 0.0 };
+        Ok::<_, Error>((done, seconds, tokens))
     };
-    let measured_run = |(done, seconds): (&Unlearned, Seconds), at: usize, lr: f64| {
+    let measured_run = |(done, seconds, circuit_tokens): (&Unlearned, Seconds, f64), at, lr| {
         Ok::<_, Error>(Run {
             answers: sets.answers(&done.lm, relearn(seeds[at]), &Workers::new(1)?)?,
             seconds,
-            windows: done.windows,
+            tokens: done.tokens + circuit_tokens,
             lr,
             progress: done.progress.clone(),
         })
@@ -271,26 +274,26 @@ pub(super) fn run(
     let chosen: Vec<Method> = methods().into_iter().filter(|method| full || method.short).collect();
     let lrs = &config.bench.lrs;
     let tries = workers.map(chosen.len() * lrs.len(), |job| {
-        let (done, seconds) = one_run(&chosen[job / lrs.len()], 0, lrs[job % lrs.len()])?;
+        let (done, seconds, tokens) = one_run(&chosen[job / lrs.len()], 0, lrs[job % lrs.len()])?;
         let tuning = sets.tuning.quality(&done.lm, &Workers::new(1)?)?.log_loss;
         let badness = badness(&done, tuning, (stop_at[0], answers[0].tuning));
-        Ok((done, seconds, badness))
+        Ok((done, seconds, tokens, badness))
     })?;
     let best: Vec<usize> = tries
         .chunks(lrs.len())
         .map(|tries| {
-            (1..tries.len()).fold(0, |best, at| if tries[at].2 < tries[best].2 { at } else { best })
+            (1..tries.len()).fold(0, |best, at| if tries[at].3 < tries[best].3 { at } else { best })
         })
         .collect();
     let runs = workers.map(chosen.len() * seeds.len(), |job| {
         let (method, at) = (job / seeds.len(), job % seeds.len());
         let lr = lrs[best[method]];
         if at == 0 {
-            let (done, seconds, _) = &tries[method * lrs.len() + best[method]];
-            return measured_run((done, *seconds), 0, lr);
+            let (done, seconds, tokens, _) = &tries[method * lrs.len() + best[method]];
+            return measured_run((done, *seconds, *tokens), 0, lr);
         }
-        let (done, seconds) = one_run(&chosen[method], at, lr)?;
-        measured_run((&done, seconds), at, lr)
+        let (done, seconds, tokens) = one_run(&chosen[method], at, lr)?;
+        measured_run((&done, seconds, tokens), at, lr)
     })?;
     let outcomes: Vec<Outcome> = chosen
         .into_iter()
@@ -344,7 +347,7 @@ fn whole(model: &Model, answers: Answers) -> Run {
     Run {
         answers,
         seconds: Seconds { update: model.seconds, ..Seconds::default() },
-        windows: model.windows,
+        tokens: model.tokens,
         lr: 0.0,
         progress: Progress::default(),
     }
@@ -388,6 +391,7 @@ fn plan_of(
     let options = UnlearnConfig {
         lr,
         loss: method.loss.unwrap_or(config.unlearn.loss),
+        mu: if method.rule == Rule::RetainOnly { 0.0 } else { config.unlearn.mu },
         order: if method.blockwise { Order::Blockwise } else { config.unlearn.order },
         lora: if method.lora {
             Some(config.unlearn.lora.clone().unwrap_or_default())
@@ -443,7 +447,7 @@ fn sharded(
             runs.push(Run {
                 answers: mean_answers(sets, &members, &answers)?,
                 seconds: Seconds { update: sum(|m| m.seconds), ..Seconds::default() },
-                windows: sum(|m| m.windows as f64) as usize,
+                tokens: sum(|m| m.tokens),
                 lr: 0.0,
                 progress: Progress::default(),
             });

@@ -9,11 +9,22 @@ use crate::eval::{jeffreys_half_fullvocab, jsd, kl, l2};
 use crate::model::Group;
 use crate::stages::Case;
 
+/// The first metric of a request.
+pub(super) const DISTANCE: &str = "JSD to Retrain";
+/// What an unlearner costs.
+pub(super) const PASSES: &str = "token passes, share of Retrain";
+/// The paper's method minus a control.
+pub(super) const DIFFERENCE: &str = "JSD to Retrain, difference";
+/// End of the data set's name in the rows of the retrained models.
+pub(super) const GOLD: &str = ", gold standard";
+/// The row of the model as it was.
+pub(super) const ORIGINAL: &str = "Original";
+
 /// One measure: name, whether higher is better, and its value for a run of seed number `at`.
 struct Measure<'a> {
     name: &'static str,
     higher: bool,
-    value: Box<dyn Fn(&Answers, usize, usize) -> Option<f64> + 'a>,
+    value: Box<dyn Fn(&Answers, usize, f64) -> Option<f64> + 'a>,
 }
 
 /// The mean over the retrained models of the other seeds: a model and its own seed's retrained one
@@ -38,18 +49,18 @@ fn measures<'a>(measured: &'a Measured) -> Vec<Measure<'a>> {
     };
     let (gold_loss, gold_auc, gold_attack) = (mean(&loss), mean(&auc), mean(&attack));
     let gold_relearned = mean(&|answers| relearned(answers).unwrap_or(f64::NAN));
-    let gold_windows: f64 = measured.retrained.iter().map(|run| run.windows as f64).sum::<f64>()
+    let gold_tokens: f64 = measured.retrained.iter().map(|run| run.tokens).sum::<f64>()
         / measured.retrained.len() as f64;
     fn add<'a>(
         all: &mut Vec<Measure<'a>>,
         name: &'static str,
         higher: bool,
-        value: impl Fn(&Answers, usize, usize) -> Option<f64> + 'a,
+        value: impl Fn(&Answers, usize, f64) -> Option<f64> + 'a,
     ) {
         all.push(Measure { name, higher, value: Box::new(value) });
     }
     let mut all = Vec::new();
-    add(&mut all, "JSD to Retrain", false, |a, at, _| {
+    add(&mut all, DISTANCE, false, |a, at, _| {
         Some(to_others(measured, at, |gold| jsd(&a.forget, &gold.forget)))
     });
     add(&mut all, "KL from Retrain", false, |a, at, _| {
@@ -78,9 +89,7 @@ fn measures<'a>(measured: &'a Measured) -> Vec<Measure<'a>> {
     add(&mut all, "test accuracy", true, |a, _, _| Some(a.test.accuracy));
     add(&mut all, "test log loss", false, |a, _, _| Some(a.test.log_loss));
     add(&mut all, "test ECE", false, |a, _, _| Some(a.test.ece));
-    add(&mut all, "window passes, share of Retrain", false, move |_, _, windows| {
-        Some(windows as f64 / gold_windows)
-    });
+    add(&mut all, PASSES, false, move |_, _, tokens| Some(tokens / gold_tokens));
     all
 }
 
@@ -88,7 +97,7 @@ fn measures<'a>(measured: &'a Measured) -> Vec<Measure<'a>> {
 struct Line<'a> {
     name: &'a str,
     role: Role,
-    runs: Vec<(&'a Answers, usize)>,
+    runs: Vec<(&'a Answers, f64)>,
     seconds: f64,
     note: String,
 }
@@ -114,7 +123,7 @@ pub(super) fn rows<'a>(
     let [floor, floor_top] = noise_floor(measured);
     let mut lines = Vec::new();
     for outcome in &measured.outcomes {
-        let runs = outcome.runs.iter().map(|run| (&run.answers, run.windows)).collect();
+        let runs = outcome.runs.iter().map(|run| (&run.answers, run.tokens)).collect();
         let steps: Vec<String> =
             outcome.runs.iter().map(|r| r.progress.steps.to_string()).collect();
         let note = format!(
@@ -139,13 +148,13 @@ pub(super) fn rows<'a>(
     }
     for (name, runs, note) in &measured.sharded {
         let seconds = runs.iter().map(|run| run.seconds.total()).sum();
-        let runs = runs.iter().map(|run| (&run.answers, run.windows)).collect();
+        let runs = runs.iter().map(|run| (&run.answers, run.tokens)).collect();
         lines.push(Line { name, role: Role::Baseline, runs, seconds, note: note.clone() });
     }
     let line = |name, role, answers: &'a [Answers], note: String| Line {
         name,
         role,
-        runs: answers.iter().map(|answers| (answers, 0)).collect(),
+        runs: answers.iter().map(|answers| (answers, 0.0)).collect(),
         seconds: 0.0,
         note,
     };
@@ -155,11 +164,11 @@ pub(super) fn rows<'a>(
         lines.push(line("user tokens erased", Role::Ours, &measured.originals, note.into()));
     }
     let note = format!("nothing unlearned, not even the users' tokens; {events} events to forget");
-    lines.push(line("Original", Role::Control, &measured.untouched, note));
+    lines.push(line(ORIGINAL, Role::Control, &measured.untouched, note));
     let gold = Line {
         name: "Retrain",
         role: Role::Baseline,
-        runs: measured.retrained.iter().map(|run| (&run.answers, run.windows)).collect(),
+        runs: measured.retrained.iter().map(|run| (&run.answers, run.tokens)).collect(),
         seconds: measured.retrained.iter().map(|run| run.seconds.total()).sum(),
         note: format!(
             "trained anew without the forget set; JSD between two of them {floor:.5}, at most \
@@ -174,13 +183,13 @@ pub(super) fn rows<'a>(
                 .runs
                 .iter()
                 .enumerate()
-                .filter_map(|(at, (answers, windows))| (measure.value)(answers, at, *windows))
+                .filter_map(|(at, (answers, tokens))| (measure.value)(answers, at, *tokens))
                 .collect();
             if values.is_empty() || values.iter().any(|v| !v.is_finite()) {
                 return None;
             }
             let mut note = line.note.clone();
-            if measure.name == "JSD to Retrain" {
+            if measure.name == DISTANCE {
                 let mean = values.iter().sum::<f64>() / values.len() as f64;
                 let place = if mean <= floor_top { "inside" } else { "outside" };
                 note = format!("{place} the noise floor; {note}");
@@ -204,36 +213,59 @@ pub(super) fn rows<'a>(
             Some(row.over_seeds(&values))
         };
         rows.extend(lines.iter().filter_map(|line| of(line, dataset.to_owned())));
-        rows.extend(of(&gold, format!("{dataset}, gold standard")));
+        rows.extend(of(&gold, format!("{dataset}{GOLD}")));
     }
-    rows.extend(averaged(dataset, measured));
+    rows.extend(placebos(dataset, measured));
     rows.extend(differences(dataset, measured));
     rows.extend(circuits(dataset, measured));
     rows
 }
 
-/// What averaging alone does to the distance, without any unlearning: the mean of the other seeds'
-/// originals against each retrained model. A smooth model is nearer to all others.
-fn averaged(dataset: &str, measured: &Measured) -> Option<Row> {
-    let count = measured.originals.len();
-    let one = |at: usize| {
-        let gold = &measured.retrained[at].answers.forget;
-        let mean = |answer: usize| {
-            let others = measured.originals.iter().enumerate().filter(|(other, _)| *other != at);
-            others.map(|(_, answers)| answers.forget[answer]).sum::<f64>() / (count - 1) as f64
-        };
-        jsd(&(0..gold.len()).map(mean).collect::<Vec<_>>(), gold)
-    };
-    let row = Row {
+/// Distances without any unlearning, which tell what the measure cannot: the mean of the other seeds'
+/// originals against each retrained model, and an original with all logits a tenth smaller. What is
+/// smoother or less sure is nearer to all others.
+fn placebos(dataset: &str, measured: &Measured) -> Vec<Row> {
+    let row = |method: String, note: &str| Row {
         dataset: dataset.into(),
-        method: format!("mean of {} Originals, user tokens erased", count - 1),
+        method,
         role: Role::Control,
-        metric: "JSD to Retrain".into(),
+        metric: DISTANCE.into(),
         n: measured.sets.forget.labels.len(),
-        note: Some("no unlearning: averaging alone lowers the distance".into()),
+        note: Some(note.into()),
         ..Row::default()
     };
-    (count > 2).then(|| row.over_seeds(&(0..count).map(one).collect::<Vec<_>>()))
+    let count = measured.originals.len();
+    let seeds = || 0..count;
+    let cooled = |at: usize| {
+        let logit = |p: f64| (p / (1.0 - p)).ln();
+        let smaller = |&p: &f64| 1.0 / (1.0 + (-0.9 * logit(p)).exp());
+        let answers: Vec<f64> = measured.originals[at].forget.iter().map(smaller).collect();
+        to_others(measured, at, |gold| jsd(&answers, &gold.forget))
+    };
+    let mut rows = vec![
+        row(
+            "logits times 0.9, user tokens erased".into(),
+            "no unlearning: the original, less sure of everything",
+        )
+        .over_seeds(&seeds().map(cooled).collect::<Vec<_>>()),
+    ];
+    if count > 2 {
+        let averaged = |at: usize| {
+            let gold = &measured.retrained[at].answers.forget;
+            let mean = |answer: usize| {
+                let others =
+                    measured.originals.iter().enumerate().filter(|(other, _)| *other != at);
+                others.map(|(_, answers)| answers.forget[answer]).sum::<f64>() / (count - 1) as f64
+            };
+            jsd(&(0..gold.len()).map(mean).collect::<Vec<_>>(), gold)
+        };
+        let name = format!("mean of {} Originals, user tokens erased", count - 1);
+        rows.push(
+            row(name, "no unlearning: averaging alone")
+                .over_seeds(&seeds().map(averaged).collect::<Vec<_>>()),
+        );
+    }
+    rows
 }
 
 /// CURE minus each control, paired over the seeds.
@@ -247,21 +279,27 @@ fn differences(dataset: &str, measured: &Measured) -> Vec<Row> {
     let paper = measured.outcomes.iter().find(|outcome| outcome.method.role == Role::Paper);
     let Some(paper) = paper else { return Vec::new() };
     let ours = values(&paper.runs);
+    // a tenth of what two retrained models differ by is no difference worth having
+    let margin = noise_floor(measured)[0] / 10.0;
     let mut rows = Vec::new();
     for outcome in measured.outcomes.iter().filter(|o| o.method.role == Role::Control) {
         let theirs = values(&outcome.runs);
         let gaps: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a - b).collect();
         let [low, high] = stats::t_interval(&gaps, 0.95);
-        let verdict = match (low, high) {
-            (_, high) if high < 0.0 => "CURE is nearer to Retrain beyond the interval",
-            (low, _) if low > 0.0 => "the control is nearer to Retrain beyond the interval",
-            _ => "no difference beyond the interval: the grouping is not shown to matter",
+        let verdict = if high < 0.0 {
+            "CURE is nearer to Retrain beyond the interval"
+        } else if low > 0.0 {
+            "the control is nearer to Retrain beyond the interval"
+        } else if low > -margin && high < margin {
+            "the same: the interval lies within a tenth of the noise floor on either side of 0"
+        } else {
+            "no difference beyond the interval"
         };
         let row = Row {
             dataset: format!("{dataset}, CURE minus control"),
             method: outcome.method.name.into(),
             role: Role::Control,
-            metric: "JSD to Retrain, difference".into(),
+            metric: DIFFERENCE.into(),
             higher_is_better: false,
             n: measured.sets.forget.labels.len(),
             note: Some(verdict.into()),

@@ -69,6 +69,7 @@ pub(super) fn circuit(
             "edges": side.circuit.len(),
             "of": network.edges.len(),
             "faithfulness": side.circuit.faithfulness,
+            "caution": side.caution(name),
         });
         sides.insert(name.to_owned(), value);
     }
@@ -134,7 +135,11 @@ pub(super) fn explain(
                 })
             })
             .collect();
-        return text::json(&json!({ "user": explain.user, "modules": modules }));
+        return text::json(&json!({
+            "user": explain.user,
+            "caution": prepared.forget.caution("forget"),
+            "modules": modules,
+        }));
     }
     let rows: Vec<Vec<String>> = (0..network.modules())
         .map(|m| {
@@ -161,8 +166,9 @@ pub(super) fn explain(
         ForgetLoss::CfKl => "counterfactual KL",
         _ => "the chosen forget loss",
     };
+    let caution = prepared.forget.caution("forget").map(|text| text + "\n\n").unwrap_or_default();
     Ok(format!(
-        "User {}: {} training events. Modules: {}.\n\n{}\nForget and retain are contributions (Eq. 6); \
+        "User {}: {} training events. Modules: {}.\n\n{caution}{}\nForget and retain are contributions (Eq. 6); \
          cosine is between the gradients of {note} and of the retain loss, below 0 = conflict.\n",
         explain.user,
         case.deletion.events(),

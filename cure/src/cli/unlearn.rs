@@ -19,9 +19,10 @@ use crate::eval::{Part, Quality, membership_auc, predict};
 use crate::evidence::{Change, Evidence, Moved, circuit_json, limits};
 use crate::folder;
 use crate::model::update::{Blocks, Rule};
+use crate::model::{Group, Grouping, Network};
 use crate::prompt::Prompt;
-use crate::stages::{Case, Prepared, Setting, forget_windows, prepare, stop_target, without_users};
-use crate::train::unlearn::{Plan, Task, Unlearned, unlearn as run_unlearning};
+use crate::stages::{Case, Seconds, Setting, forget_windows, prepare, stop_target, without_users};
+use crate::train::unlearn::{Plan, Progress, Task, Unlearned, unlearn as run_unlearning};
 
 /// Flags of `unlearn`.
 #[derive(Debug, Args)]
@@ -82,6 +83,60 @@ fn forget(
     workers: &Workers,
     run: &RunFolder,
 ) -> Result<Done> {
+    let done = match case.attributable() {
+        true => by_circuits(lm, setting, case, config, seed, workers, run)?,
+        false => nothing_but_tokens(lm)?,
+    };
+    let evidence = Evidence {
+        request: case.request.name(),
+        events: case.deletion.events(),
+        users: case.deletion.users().len(),
+        left_in_histories: 0,
+        tokens_erased: match setting.vocabulary.user(0) {
+            Some(_) => case.unknown_users(setting).len(),
+            None => 0,
+        },
+        steps: done.unlearned.progress.steps,
+        stopped: done.unlearned.progress.stopped,
+        seconds: done.seconds,
+        limits: done.caution.into_iter().chain(limits()).collect(),
+        ..changes(lm, &done.unlearned, setting, case, config, workers)?
+    };
+    run.write("unlearning.json", text::json(&evidence)?.as_bytes())?;
+    run.write("unlearning.md", evidence.to_markdown().as_bytes())?;
+    let report = Report {
+        rows: evidence.rows(),
+        headline: format!(
+            "{} deleted events, {} steps. {}",
+            evidence.events,
+            evidence.steps,
+            evidence.limits.join(" ")
+        ),
+        ..Report::new("cure", "unlearn")
+    };
+    let notes: Vec<String> = evidence.to_markdown().split("\n\n").map(str::to_owned).collect();
+    let page = html::page(&format!("Unlearning report: {}", evidence.request), &notes, &[report]);
+    run.write("unlearning.html", page.as_bytes())?;
+    Ok(Done { lm: done.unlearned.lm, evidence })
+}
+
+/// A run with what the report says besides.
+struct Forgotten {
+    unlearned: Unlearned,
+    seconds: Seconds,
+    caution: Option<String>,
+}
+
+/// The algorithm.
+fn by_circuits(
+    lm: &Lm,
+    setting: &Setting,
+    case: &Case,
+    config: &Config,
+    seed: Seed,
+    workers: &Workers,
+    run: &RunFolder,
+) -> Result<Forgotten> {
     let corruption = config.circuit.corruption;
     let prepared = prepare(lm, setting, case, &config.circuit, corruption, seed, workers)?;
     let grouping = prepared.groups(&config.groups)?;
@@ -104,43 +159,32 @@ fn forget(
     // a resumed run goes on only with the same request on the same weights
     let task_hash = task_hash(lm, case)?;
     let checkpoints = Checkpoints::open(&run.path().join("checkpoints").join(task_hash))?;
-    let done = run_unlearning(&task, &plan, Some(&regroup), seed, workers, Some(&checkpoints))?;
-    seconds.update = done.seconds;
-    let evidence = Evidence {
-        request: case.request.name(),
-        events: case.deletion.events(),
-        users: case.deletion.users().len(),
-        left_in_histories: 0,
-        tokens_erased: match setting.vocabulary.user(0) {
-            Some(_) => case.unknown_users(setting).len(),
-            None => 0,
-        },
-        steps: done.progress.steps,
-        stopped: done.progress.stopped,
-        seconds,
-        limits: limits(),
-        ..changes(lm, &done, &prepared, setting, case, config, workers)?
-    };
+    let unlearned =
+        run_unlearning(&task, &plan, Some(&regroup), seed, workers, Some(&checkpoints))?;
+    seconds.update = unlearned.seconds;
     for (name, side) in [("forget", &prepared.forget), ("retain", &prepared.retain)] {
         let json = circuit_json(&prepared.network, &side.circuit, &grouping);
         run.write(&format!("graphs/{name}.json"), text::json(&json)?.as_bytes())?;
     }
-    run.write("unlearning.json", text::json(&evidence)?.as_bytes())?;
-    run.write("unlearning.md", evidence.to_markdown().as_bytes())?;
-    let report = Report {
-        rows: evidence.rows(),
-        headline: format!(
-            "{} deleted events, {} steps. {}",
-            evidence.events,
-            evidence.steps,
-            evidence.limits.join(" ")
-        ),
-        ..Report::new("cure", "unlearn")
+    Ok(Forgotten { unlearned, seconds, caution: prepared.forget.caution("forget") })
+}
+
+/// For deleted events that no history precedes: they have no prompt whose history could be exchanged,
+/// hence neither circuit nor counterfactual. The caller erases the users' tokens.
+fn nothing_but_tokens(lm: &Lm) -> Result<Forgotten> {
+    let modules = Network::new(lm.config()).modules();
+    let grouping = Some(Grouping::all(modules, Group::Frozen));
+    let unlearned = Unlearned {
+        lm: Lm::from_tensors(lm.config(), lm.parameters().tensors())?,
+        progress: Progress { grouping, ..Progress::default() },
+        tokens: 0.0,
+        seconds: 0.0,
     };
-    let notes: Vec<String> = evidence.to_markdown().split("\n\n").map(str::to_owned).collect();
-    let page = html::page(&format!("Unlearning report: {}", evidence.request), &notes, &[report]);
-    run.write("unlearning.html", page.as_bytes())?;
-    Ok(Done { lm: done.lm, evidence })
+    let caution =
+        "No deleted event has another one of its user before it: no module was updated, only \
+                   tokens of users without events are erased."
+            .to_owned();
+    Ok(Forgotten { unlearned, seconds: Seconds::default(), caution: Some(caution) })
 }
 
 /// A hash of the original's weights and of the deleted events.
@@ -153,7 +197,6 @@ fn task_hash(lm: &Lm, case: &Case) -> Result<String> {
 fn changes(
     before: &Lm,
     done: &Unlearned,
-    prepared: &Prepared,
     setting: &Setting,
     case: &Case,
     config: &Config,
@@ -161,8 +204,8 @@ fn changes(
 ) -> Result<Evidence> {
     let grouping = done.progress.grouping.clone();
     let grouping = grouping.ok_or_else(|| Error::Bug("a grouped run without groups".into()))?;
-    let network = &prepared.network;
-    let blocks = Blocks::new(before.config(), network, before.parameters())?;
+    let network = Network::new(before.config());
+    let blocks = Blocks::new(before.config(), &network, before.parameters())?;
     let tensors = |lm: &Lm| -> Vec<Tensor> {
         lm.parameters().iter().map(|(_, var)| var.as_tensor().detach()).collect()
     };
@@ -230,7 +273,7 @@ fn changes(
             change("test AUC of users who stay", old.3.auc, new.3.auc, None),
             change("test log loss of users who stay", old.3.log_loss, new.3.log_loss, None),
         ],
-        seconds: crate::stages::Seconds::default(),
+        seconds: Seconds::default(),
         limits: Vec::new(),
     })
 }

@@ -68,6 +68,11 @@ impl Pairs {
         self.clean.is_empty()
     }
 
+    /// Tokens of all clean prompts; the corrupted ones have as many.
+    pub fn tokens(&self) -> usize {
+        self.clean.iter().map(Vec::len).sum()
+    }
+
     /// The first `count` pairs.
     pub fn first(&self, count: usize) -> Self {
         let count = count.min(self.len());

@@ -33,6 +33,8 @@ pub struct Circuit {
     pub scores: Vec<f64>,
     /// Eq. 3 on the pairs it was chosen with.
     pub faithfulness: f64,
+    /// Circuits that were judged to find it.
+    pub tried: usize,
 }
 
 impl Circuit {
@@ -160,28 +162,30 @@ pub fn extract(
     target: f64,
     workers: &Workers,
 ) -> Result<Circuit> {
-    let judge = |n: usize| {
-        let kept = select(network, &scores, rule, n);
-        let value = faithfulness(lm, network, pairs, std::slice::from_ref(&kept), workers)?[0];
-        Ok::<_, Error>((kept, value))
-    };
-    let all = vec![true; network.edges.len()];
-    let (mut low, mut high) = (0, network.edges.len());
-    let mut best = (all, 1.0);
+    let edges = network.edges.len();
+    let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    let all_and_none = [vec![true; edges], vec![false; edges]];
+    let ends = patched_metrics(lm, network, pairs, &all_and_none, workers)?;
+    let (full, empty) = (mean(&ends[0]), mean(&ends[1]));
+    if full == empty || !(full - empty).is_finite() {
+        return Err(Error::data(
+            "pairs whose corrupted prompts change nothing on average",
+            "pairs with an effect; use another corruption",
+        ));
+    }
+    let (mut low, mut high, mut tried) = (0, edges, 0);
+    let mut best = (vec![true; edges], 1.0);
     while high - low > 1 {
         let middle = low.midpoint(high);
-        let (kept, value) = judge(middle)?;
-        if !value.is_finite() {
-            return Err(Error::data(
-                "pairs whose corrupted prompts change nothing on average",
-                "pairs with an effect; use another corruption",
-            ));
-        }
+        let kept = select(network, &scores, rule, middle);
+        let metrics = patched_metrics(lm, network, pairs, std::slice::from_ref(&kept), workers)?;
+        let value = (mean(&metrics[0]) - empty) / (full - empty);
+        tried += 1;
         if value >= target {
             (high, best) = (middle, (kept, value));
         } else {
             low = middle;
         }
     }
-    Ok(Circuit { kept: best.0, faithfulness: best.1, scores })
+    Ok(Circuit { kept: best.0, faithfulness: best.1, scores, tried })
 }

@@ -24,6 +24,17 @@ pub enum ForgetLoss {
     E2urec,
 }
 
+impl ForgetLoss {
+    /// Other models whose answers it needs.
+    pub fn teachers(self) -> usize {
+        match self {
+            Self::Ga | Self::UniformKl => 0,
+            Self::Npo | Self::CfKl => 1,
+            Self::E2urec => 2,
+        }
+    }
+}
+
 /// Mean cross-entropy of the answers.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     Ok(ops::cross_entropy(logits, labels, &Default::default())?)

@@ -244,6 +244,8 @@ pub enum Rule {
     Weighted,
     /// `g_f` on all parameters.
     ForgetOnly,
+    /// `g_r` on all parameters: further training on what stays.
+    RetainOnly,
     /// Both gradients of all parameters projected off each other where they conflict, then added
     /// ([Yu et al. 2020](https://arxiv.org/abs/2001.06782)).
     PcGrad,
@@ -300,7 +302,7 @@ pub fn combine(
                 }
             });
         }
-        Rule::Weighted | Rule::ForgetOnly | Rule::PcGrad => {
+        Rule::Weighted | Rule::ForgetOnly | Rule::RetainOnly | Rule::PcGrad => {
             let mut sums = [0.0; 3];
             for (f, r) in f.iter().zip(&r) {
                 for (sum, part) in sums.iter_mut().zip(dot3(f, r)) {
@@ -310,6 +312,7 @@ pub fn combine(
             let [ff, fr, rr] = sums;
             let factors = match rule {
                 Rule::ForgetOnly => [1.0, 0.0],
+                Rule::RetainOnly => [0.0, 1.0],
                 Rule::PcGrad => [1.0 - projection_factor(fr, ff), 1.0 - projection_factor(fr, rr)],
                 _ => [weight, 1.0 - weight],
             };

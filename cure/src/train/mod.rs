@@ -1,6 +1,7 @@
 //! Training from scratch, and the states that interrupted runs go on from.
 
 pub mod unlearn;
+pub mod warm;
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,7 @@ const CLIP: f64 = 1.0;
 /// Steps of the learning rate's rise.
 const WARMUP: u64 = 50;
 /// Raised whenever a change here changes what a training yields.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Mean loss of every epoch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -62,6 +63,10 @@ pub fn fit(
         return Err(Error::data("no training window", "at least one user with training events"));
     }
     let start = std::time::Instant::now();
+    let lm = match options.lora.is_none() && options.warm != 0.0 {
+        true => warm::start(&lm, windows, options.warm)?,
+        false => lm,
+    };
     let mut model = Recommender { lm };
     let parameters = match &options.lora {
         Some(lora) => model.lm.attach_lora(&lora.options(), seed)?,

@@ -77,6 +77,8 @@ pub struct Progress {
     pub stopped: bool,
     /// Steps done.
     pub steps: usize,
+    /// Tokens that went through a forward pass so far; a backward pass counts as two.
+    pub forward: usize,
     /// Groups in force.
     pub grouping: Option<Grouping>,
 }
@@ -88,14 +90,14 @@ pub struct Unlearned {
     pub lm: Lm,
     /// How it went.
     pub progress: Progress,
-    /// Windows that went through a forward and backward pass.
-    pub windows: usize,
+    /// Tokens that went through a forward and backward pass; a forward pass alone counts a third.
+    pub tokens: f64,
     /// Seconds of the updates.
     pub seconds: f64,
 }
 
 /// Forget windows whose loss decides about stopping: the first so many.
-pub const PROBE: usize = 96;
+pub const PROBE: usize = 48;
 
 /// Forgets. The same seed gives the same weights, also when the run was interrupted and goes on
 /// from `checkpoints`.
@@ -141,7 +143,17 @@ pub fn unlearn(
     };
     let mut state: Progress = match resume(checkpoints, &parameters, &mut optimiser)? {
         Some(state) => state,
-        None => Progress { grouping: plan.grouping.clone(), ..Progress::default() },
+        None => Progress {
+            grouping: plan.grouping.clone(),
+            forward: match options.loss {
+                ForgetLoss::E2urec => {
+                    let each = tokens(task.forget.iter().map(|window| &window.prompt));
+                    3 * teacher_steps(options) * options.batch * each / task.forget.len()
+                }
+                _ => 0,
+            },
+            ..Progress::default()
+        },
     };
     let probe: Vec<&Prompt> = task.forget.iter().take(PROBE).map(|window| &window.prompt).collect();
     let look = |step: usize, cosines: &[f64], state: &mut Progress| {
@@ -152,6 +164,7 @@ pub fn unlearn(
         }
         let cosines = cosines.iter().map(|c| c.is_finite().then_some(*c)).collect();
         state.looks.push(Look { step, forget, cosines });
+        state.forward += tokens(probe.iter().copied());
         state.stopped = task.stop_at.is_some_and(|target| forget >= target);
         Ok::<_, Error>(())
     };
@@ -170,21 +183,23 @@ pub fn unlearn(
         {
             state.grouping = Some(regroup(&model.lm)?);
         }
-        let forget = forget_gradient(
-            &model,
-            [&original, augmented.as_ref().unwrap_or(&original)],
-            &parameters,
-            options,
-            batch_of(task.forget, options.batch, step, &seed, "forget"),
-            workers,
-        )?;
         let retained = batch_of(task.retain, options.batch, step, &seed, "retain");
+        state.forward += tokens(retained.0.iter().copied()) * (3 + usize::from(options.mu > 0.0));
         let (_, retain) = workers_gradients(workers, &parameters, &retained.0, |batch| {
             let logits = model.answer_logits(batch)?;
             let known =
                 if options.mu > 0.0 { original.answer_logits(batch)? } else { logits.detach() };
             losses::retain(&logits, &known, &batch.labels, options.mu)
         })?;
+        let forget = if plan.rule == Rule::RetainOnly {
+            retain.clone()
+        } else {
+            let forgotten = batch_of(task.forget, options.batch, step, &seed, "forget");
+            state.forward += tokens(forgotten.0.iter().map(|window| &window.prompt))
+                * (3 + options.loss.teachers());
+            let teachers = [&original, augmented.as_ref().unwrap_or(&original)];
+            forget_gradient(&model, teachers, &parameters, options, forgotten, workers)?
+        };
         let only = match options.order {
             Order::Simultaneous => None,
             Order::Blockwise => Some(Group::ALL[step % 3]),
@@ -204,14 +219,17 @@ pub fn unlearn(
     if options.lora.is_some() {
         model.lm.merge_lora()?;
     }
-    let sides = if plan.rule == Rule::ForgetOnly { 1 } else { 2 };
-    let teacher = if options.loss == ForgetLoss::E2urec { teacher_steps(options) } else { 0 };
     Ok(Unlearned {
-        windows: (state.steps * sides + teacher) * options.batch,
+        tokens: state.forward as f64 / 3.0,
         lm: model.lm,
         progress: state,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// Number of tokens.
+fn tokens<'a>(prompts: impl Iterator<Item = &'a Prompt>) -> usize {
+    prompts.map(|prompt| prompt.ids.len()).sum()
 }
 
 /// The windows of step `step`: the set in an order drawn anew for every pass over it, and the number

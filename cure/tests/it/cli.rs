@@ -141,6 +141,40 @@ fn a_model_is_fitted_explained_and_made_to_forget() {
     damaged(path);
 }
 
+#[test]
+fn single_events_are_forgotten_too() {
+    let folder = folder();
+    let path = folder.path();
+    let mut text = std::fs::read_to_string(path.join("events.csv")).unwrap();
+    let events: Vec<Vec<String>> =
+        text.lines().map(|line| line.split(',').map(str::to_owned).collect()).collect();
+    // users with two events: one to train on, without any history
+    for number in 0..4 {
+        for row in &events[1..3] {
+            let (item, title, topic, time) = (&row[1], &row[2], &row[3], &row[4]);
+            writeln!(text, "short{number},{item},{title},{topic},{time},true").unwrap();
+        }
+    }
+    std::fs::write(path.join("events.csv"), text).unwrap();
+    ok(path, &["fit", "--data", "events.csv"]);
+    let unlearned = |request: [&str; 2]| {
+        let args = ["unlearn", "--data", "events.csv", "--to", "new"];
+        let output = run(path, &[&args[..], &request].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        // held-out users have nothing to forget
+        let known = output.status.success() || error.contains("empty forget set");
+        assert!(known, "{request:?}: {error}");
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    };
+    let short = (0..4).find_map(|number| unlearned(["--user", &format!("short{number}")])).unwrap();
+    assert!(short.contains("no module was updated") && short.contains("1 user tokens"), "{short}");
+    // an event in the middle of a window
+    let of_user = |user: &str| events.iter().filter(|row| row[0] == user).nth(1).unwrap();
+    let pairs = ["u0", "u1", "u2"].map(|user| format!("{user}:{}", of_user(user)[1]));
+    let pair = pairs.iter().find_map(|pair| unlearned(["--pair", pair])).unwrap();
+    assert!(pair.contains("1 events of 1 users deleted, 0 user tokens erased"), "{pair}");
+}
+
 /// The card's commands for own data, word for word.
 #[test]
 fn the_cards_commands_work_on_the_sample() {

@@ -209,12 +209,12 @@ fn corrupted_windows_keep_length_target_and_judgements() {
 fn pairs_without_effect_are_rejected() {
     use cure::model::Pairs;
     let pairs = Pairs::new(vec![vec![1]; 4], vec![vec![2]; 4], vec![[3, 2]; 4]).unwrap();
-    let (kept, rejected) =
-        with_effect(&pairs, &[vec![1.0, 2.0, 3.0, 4.0], vec![0.0, 2.0, 2.99, 5.0]]);
-    assert_eq!((kept.unwrap().len(), rejected), (1, 0.75));
-    let (kept, rejected) = with_effect(&pairs, &[vec![1.0; 4], vec![2.0; 4]]);
-    assert!(kept.is_none());
-    assert_eq!(rejected, 1.0);
+    let kept = with_effect(&pairs, &[vec![1.0, 2.0, 3.0, 4.0], vec![0.0, 2.0, 2.99, 5.0]]).unwrap();
+    assert_eq!((kept.pairs.len(), kept.rejected, kept.lowered), (1, 0.75, true));
+    // no answer gets worse: what gets better most
+    let kept = with_effect(&pairs, &[vec![1.0; 4], vec![2.0, 1.0, 1.5, 3.0]]).unwrap();
+    assert_eq!((kept.pairs.len(), kept.rejected, kept.lowered), (1, 0.75, false));
+    assert!(with_effect(&pairs, &[vec![1.0; 4], vec![1.0; 4]]).is_none());
 }
 
 proptest! {

@@ -23,7 +23,15 @@ use cure::train::{fit, lm_config};
 use crate::data::setting;
 
 fn small() -> FitConfig {
-    FitConfig { epochs: 6, batch: 16, lr: 5e-3, weight_decay: 0.01, unknown: 0.0, lora: None }
+    FitConfig {
+        epochs: 6,
+        batch: 16,
+        lr: 5e-3,
+        weight_decay: 0.01,
+        unknown: 0.0,
+        warm: 0.2,
+        lora: None,
+    }
 }
 
 fn fitted(setting: &Setting, threads: usize) -> Lm {
@@ -115,6 +123,22 @@ fn unlearning_moves_only_what_its_group_allows() {
         unlearn(&empty, &still, None, Seed::new(1), &workers, None).unwrap_err().exit_code(),
         3
     );
+}
+
+#[test]
+fn a_warm_start_orders_items_by_their_likes() {
+    let setting = setting();
+    let data = cure::config::DataConfig { history: 4, ..Default::default() };
+    let model = ModelConfig { layers: 2, heads: 2, width: 16 };
+    let cold = Lm::new(&lm_config(&model, &data, &setting.vocabulary), Seed::new(1)).unwrap();
+    let windows = setting.prompts().of_mask(&setting.mask);
+    let warm = cure::train::warm::start(&cold, &windows, 0.2).unwrap();
+    let part = Part::new(windows.clone());
+    let workers = Workers::new(1).unwrap();
+    let auc = |lm: &Lm| part.quality(lm, &workers).unwrap().auc;
+    assert!(auc(&warm) > auc(&cold) + 0.02, "{} {}", auc(&warm), auc(&cold));
+    let same = cure::train::warm::start(&cold, &windows, 0.0).unwrap();
+    assert_eq!(bytes(&same), bytes(&cold));
 }
 
 #[test]

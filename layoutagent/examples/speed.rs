@@ -153,7 +153,7 @@ fn case(name: &str, threads: usize) -> Result<Box<dyn Case>> {
             sample: SampleConfig { inner, ..SampleConfig::default() },
             ..SolveConfig::default()
         },
-        sampler: Sampler::new(Denoiser::new(&mut builder, WIDTH)?, STEPS)?,
+        sampler: Sampler::new(&Denoiser::new(&mut builder, WIDTH)?, STEPS)?,
         workers: Workers::new(threads)?,
     }))
 }

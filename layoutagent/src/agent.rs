@@ -117,7 +117,8 @@ fn checked(answer: &str, pictures: &[PathBuf]) -> Result<SceneFile> {
 impl Scene {
     /// Builds the problem: sizes from metres (`aspects` of known cut-outs, width over height, win
     /// over the table's), the given relations, `in` for every object, `cfree` for every pair that
-    /// may not overlap. Sizes shrink together while the graph is unsatisfiable for them.
+    /// may not overlap. Objects that stand on one support shrink until it has room for them; all
+    /// sizes shrink together while the graph is unsatisfiable for them.
     ///
     /// # Errors
     /// [`Error::Data`] for unknown relation words, wrong numbers of arguments, and unsatisfiable
@@ -153,6 +154,7 @@ impl Scene {
             }
         }
         let mut problem = Problem { frame, sizes, edges, locked };
+        make_room_on_supports(&mut problem);
         let original = problem.clone();
         for _ in 0..12 {
             if conflict(&problem).is_none() {
@@ -174,6 +176,25 @@ impl Scene {
         }
         let heights_m = size_m.iter().map(|size| size[1]).collect();
         Ok(Self { file, names, problem, heights_m })
+    }
+}
+
+/// Objects that stand side by side on one support take at most this share of its width.
+const ROOM: f64 = 0.9;
+
+/// Shrinks the objects on each support that are wider than it together (their aspects stay).
+fn make_room_on_supports(problem: &mut Problem) {
+    for support in 0..problem.len() {
+        let on = |edge: &&Edge| edge.relation == Relation::On && edge.b == Some(support);
+        let loads: Vec<usize> = problem.edges.iter().filter(on).map(|edge| edge.a).collect();
+        let width: f64 = loads.iter().map(|&load| problem.sizes[load][0]).sum();
+        let scale = ROOM * problem.sizes[support][0] / width;
+        if loads.len() < 2 || scale >= 1.0 {
+            continue;
+        }
+        for load in loads.into_iter().filter(|&load| problem.locked[load].is_none()) {
+            problem.sizes[load] = problem.sizes[load].map(|side| side * scale);
+        }
     }
 }
 

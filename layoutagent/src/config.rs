@@ -109,6 +109,7 @@ impl Config {
             ..config.train
         };
         config.solve.sample.inner_steps = 10;
+        config.solve.sample.inner_size = 2.0;
         config.solve.sample.inner_at_last = true;
         config
     }
@@ -150,6 +151,7 @@ impl Config {
             ("train.thinned", train.thinned, 1.0),
             ("solve.step_size", self.solve.step_size, 1.0),
             ("solve.noise", self.solve.noise, 10.0),
+            ("solve.sample.inner_size", self.solve.sample.inner_size, 10.0),
         ];
         for (key, value, most) in rates {
             if !(0.0..=most).contains(&value) {

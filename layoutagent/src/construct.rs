@@ -18,7 +18,7 @@
 
 use common::rng::Stream;
 
-use crate::conflict::bounds;
+use crate::conflict::{Reason, bounds};
 use crate::layout::{Edge, Problem};
 use crate::relations::{CENTER, FARNESS, HIDDEN, RANGE_OVERLAP, Relation, SLACK, TOUCHING};
 
@@ -54,7 +54,9 @@ impl Paths {
         }
         for bound in bounds(problem, axis) {
             let length = &mut paths.length[bound.from * nodes + bound.to];
-            *length = length.min(bound.bound - ROUNDING);
+            // a lock bounds its place from both sides, with no room between
+            let kept = if matches!(bound.reason, Reason::Lock(_)) { 0.0 } else { ROUNDING };
+            *length = length.min(bound.bound - kept);
         }
         for through in 0..nodes {
             let row = paths.length[through * nodes..][..nodes].to_vec();

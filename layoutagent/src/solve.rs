@@ -190,19 +190,23 @@ fn learned_start(problem: &Problem, solver: Solver) -> bool {
     }
 }
 
-/// Relations of the problems that one batch of chains holds.
-const LEARNED_ROWS: usize = 100;
+/// Relations of the problems that one batch of chains holds at most, about.
+const LEARNED_ROWS: usize = 128;
 
-/// Neighbouring problems that are sampled together, with about `LEARNED_ROWS` relations; each of the
-/// others alone.
+/// Neighbouring problems that are sampled together, each of the others alone. The batches are of about
+/// equal size and even in number, so that two cores share the work; they do not depend on how
+/// many there are.
 fn group<'a>(problems: &'a [(&'a Problem, u64)], solver: Solver) -> Vec<&'a [(&'a Problem, u64)]> {
     let together = |(problem, _): &(&Problem, u64)| learned_start(problem, solver);
+    let rows = |(problem, _): &(&Problem, u64)| problem.edges.len().max(1);
+    let total: usize = problems.iter().filter(|entry| together(entry)).map(rows).sum();
+    let share = total.div_ceil(2 * total.div_ceil(2 * LEARNED_ROWS).max(1));
     let mut groups = Vec::new();
     let (mut start, mut count) = (0, 0);
     for (index, entry) in problems.iter().enumerate() {
-        count += entry.0.edges.len().max(1);
+        count += rows(entry);
         let next = problems.get(index + 1);
-        if count >= LEARNED_ROWS || !together(entry) || next.is_none_or(|next| !together(next)) {
+        if count >= share || !together(entry) || next.is_none_or(|next| !together(next)) {
             groups.push(&problems[start..=index]);
             (start, count) = (index + 1, 0);
         }

@@ -261,6 +261,11 @@ pub fn parse(text: &str) -> Result<Parsed> {
             }
         }
     }
+    // "On" means above the middle as well, which several objects on one support can't share.
+    let on: Vec<(usize, Option<usize>)> =
+        parsed.statements.iter().filter(|s| s.relation == On).map(|s| (s.a, s.b)).collect();
+    let shared = |support| on.iter().filter(|(_, b)| *b == support).count() > 1;
+    parsed.statements.retain(|s| s.relation != Upward || !on.contains(&(s.a, s.b)) || !shared(s.b));
     if parsed.phrases.is_empty() {
         return Err(Error::data(
             format!("no known object in {text:?}"),

@@ -20,11 +20,11 @@ pub const GEOMETRY: usize = 2;
 #[derive(Debug, Clone)]
 pub struct Denoiser {
     width: usize,
-    geometry: [Linear; 2],
-    pose: [Linear; 2],
+    pub(super) geometry: [Linear; 2],
+    pub(super) pose: [Linear; 2],
     time: [Linear; 2],
     relations: Vec<Linear>,
-    decoder: [Linear; 2],
+    pub(super) decoder: [Linear; 2],
 }
 
 impl Denoiser {
@@ -97,37 +97,24 @@ impl Denoiser {
     /// pose there; nothing reads it), so do nodes without a relation.
     pub fn forward(&self, batch: &Batch, pose: &Tensor) -> Result<Tensor> {
         let d = self.width;
-        let nodes =
-            Tensor::cat(&[self.encode_geometry(&batch.geometry)?, self.encode_pose(pose)?], 1)?; // (nodes, 2d)
-        let time = self.encode_time(&batch.times)?; // (graphs, d)
-        let rows = batch.first.dims()[0];
-        if rows == 0 {
+        if batch.rows.is_empty() {
             return Ok(pose.zeros_like()?);
         }
-        let first = ops::embedding(&nodes, &batch.first)?; // (edges, 2d)
-        let second = ops::embedding(&nodes, &batch.second)?;
-        let time = ops::embedding(&time, &batch.edge_graph)?;
-        let halves = |x: &Tensor, at: usize| x.narrow(1, at * d, d);
-        let inputs = Tensor::cat(
+        // what relations read: geometry and pose of each node, time of each graph
+        let table = Tensor::cat(
             &[
-                halves(&first, 0)?,
-                halves(&second, 0)?,
-                halves(&first, 1)?,
-                halves(&second, 1)?,
-                time,
+                self.encode_geometry(&batch.geometry)?,
+                self.encode_pose(pose)?,
+                self.encode_time(&batch.times)?,
             ],
-            1,
-        )?; // (edges, 5d)
+            0,
+        )?; // (2 nodes + graphs, d)
         let mut outputs = Vec::new();
-        let mut at = 0;
-        for (k, &count) in batch.per_relation.iter().enumerate() {
-            if count > 0 {
-                let rows = inputs.narrow(0, at, count)?;
-                outputs.push(self.relations[k].forward_activation(&rows, Some(Activation::Silu))?);
-                at += count;
-            }
+        for (relation, rows) in self.relations.iter().zip(&batch.rows) {
+            let inputs = ops::embedding(&table, rows)?.reshape((rows.elem_count() / 5, 5 * d))?;
+            outputs.push(relation.forward_activation(&inputs, Some(Activation::Silu))?);
         }
-        let outputs = Tensor::cat(&outputs, 0)?.reshape((2 * rows, d))?;
+        let outputs = Tensor::cat(&outputs, 0)?.reshape((batch.targets.elem_count(), d))?;
         let noise = self.decode(&outputs)?; // (2 edges, 2)
         let total = pose.zeros_like()?.detach().index_add(&batch.targets, &noise, 0)?;
         Ok(total.broadcast_mul(&batch.scale)?)
@@ -161,12 +148,9 @@ pub struct Batch {
     geometry: Tensor,
     /// Diffusion step of each graph.
     times: Vec<u32>,
-    /// First and second node of each edge, and its graph: `[edges]`, u32.
-    first: Tensor,
-    second: Tensor,
-    edge_graph: Tensor,
-    /// Number of edges of each relation.
-    per_relation: [usize; Relation::LEARNED],
+    /// Of each relation, five rows of the table of [`Denoiser::forward`] per edge: geometry of both
+    /// nodes, pose of both, time. Empty when the batch has no node.
+    rows: Vec<Tensor>,
     /// Node of each half of an edge's output: `[2 edges]`.
     targets: Tensor,
     /// 1/√count of each node, 0 for masked ones: `[nodes, 1]`.
@@ -224,10 +208,6 @@ impl Batch {
             }
         }
         sorted.sort_by_key(|edge| edge.0);
-        let mut per_relation = [0; Relation::LEARNED];
-        for edge in &sorted {
-            per_relation[edge.0] += 1;
-        }
         let scale: Vec<f32> = counts
             .iter()
             .zip(&masked)
@@ -237,19 +217,23 @@ impl Batch {
                 },
             )
             .collect();
-        let column = |pick: fn(&(usize, u32, u32, u32)) -> u32| {
-            let values: Vec<u32> = sorted.iter().map(pick).collect();
-            Tensor::from_vec(values, sorted.len(), &Device::Cpu)
-        };
-        let targets: Vec<u32> = sorted.iter().flat_map(|edge| [edge.1, edge.2]).collect();
         let nodes = masked.len();
+        let count = nodes as u32;
+        let rows = sorted.chunk_by(|a, b| a.0 == b.0).map(|edges| {
+            let of_edge = |&(_, i, j, graph): &(usize, u32, u32, u32)| {
+                [i, j, count + i, count + j, 2 * count + graph]
+            };
+            Tensor::from_vec(
+                edges.iter().flat_map(of_edge).collect::<Vec<u32>>(),
+                5 * edges.len(),
+                &Device::Cpu,
+            )
+        });
+        let targets: Vec<u32> = sorted.iter().flat_map(|edge| [edge.1, edge.2]).collect();
         Ok(Self {
             geometry: Tensor::from_vec(geometry, (nodes, GEOMETRY), &Device::Cpu)?,
             times,
-            first: column(|edge| edge.1)?,
-            second: column(|edge| edge.2)?,
-            edge_graph: column(|edge| edge.3)?,
-            per_relation,
+            rows: rows.collect::<candle_core::Result<_>>()?,
             targets: Tensor::from_vec(targets, 2 * sorted.len(), &Device::Cpu)?,
             scale: Tensor::from_vec(scale, (nodes, 1), &Device::Cpu)?,
             nodes,

@@ -1,5 +1,6 @@
 //! The equations of the layout stage: schedule, relation networks, samplers, hinge energies.
 
+mod composition;
 pub mod denoiser;
 pub mod energy;
 pub mod sampler;

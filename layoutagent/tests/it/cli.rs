@@ -106,10 +106,15 @@ fn plans_are_verified_locks_are_kept_and_pictures_are_drawn() {
 fn contradictions_end_with_the_conflict() {
     let folder = tempfile::tempdir().unwrap();
     let text = "A cup to the left of a laptop. A laptop to the left of a cup. A dog above a cup.";
-    let started = std::time::Instant::now();
     let pieces = ["leftward(cup, laptop)", "leftward(laptop, cup)", "exclude each other"];
-    fails(folder.path(), &["plan", text, "--solver", "analytic"], 3, &pieces);
-    assert!(started.elapsed().as_secs_f64() < 5.0);
+    // the quickest of three: another process may hold the core meanwhile
+    let quickest = (0..3).map(|_| {
+        let started = std::time::Instant::now();
+        fails(folder.path(), &["plan", text, "--solver", "analytic"], 3, &pieces);
+        started.elapsed().as_secs_f64()
+    });
+    let quickest = quickest.fold(f64::INFINITY, f64::min);
+    assert!(quickest < 1.0, "the conflict took {quickest} s");
     fails(folder.path(), &["plan", "gobbledygook"], 3, &["no known object"]);
     fails(folder.path(), &["plan"], 2, &["TEXT"]);
     fails(folder.path(), &["plan", "a cup", "--set", "solve.steps_=1"], 2, &["solve.steps"]);
@@ -217,17 +222,15 @@ fn the_sample_becomes_a_picture_in_two_commands() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/scene.json");
-    ok(
-        path,
-        &["plan", "--scene", sample.to_str().unwrap(), "--solver", "analytic", "--to", "plan"],
-    );
+    for solver in ["analytic", "construct"] {
+        let scene = sample.to_str().unwrap();
+        ok(path, &["plan", "--scene", scene, "--solver", solver, "--to", "plan"]);
+        let plan = json(&path.join("plan/layouts.json"));
+        let best = &plan["candidates"][0];
+        assert_eq!(best["verified"], true, "{solver}");
+        assert_eq!(best["boxes"]["clock"], serde_json::json!([0.08, 0.06, 0.14, 0.19]));
+    }
     ok(path, &["render", "plan/layouts.json", "--to", "picture"]);
-    let plan = json(&path.join("plan/layouts.json"));
-    assert_eq!(plan["candidates"][0]["verified"], true);
-    assert_eq!(
-        plan["candidates"][0]["boxes"]["clock"],
-        serde_json::json!([0.08, 0.06, 0.14, 0.19])
-    );
     let image = image::open(path.join("picture/scene.png")).unwrap();
     assert_eq!((image.width(), image.height()), (480, 360));
     let layers = json(&path.join("picture/objects.json"));

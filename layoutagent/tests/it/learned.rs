@@ -31,7 +31,7 @@ fn small() -> TrainConfig {
 
 fn untrained(steps: usize) -> Sampler {
     let mut builder = Builder::seeded(Seed::new(1)).frozen();
-    Sampler::new(Denoiser::new(&mut builder, 16).unwrap(), steps).unwrap()
+    Sampler::new(&Denoiser::new(&mut builder, 16).unwrap(), steps).unwrap()
 }
 
 #[test]
@@ -123,8 +123,8 @@ fn noise_follows_the_objects_when_they_are_permuted() {
         .chain(order.map(|at| at + 1))
         .flat_map(|at| [pose[2 * at], pose[2 * at + 1]])
         .collect();
-    let first = sampler.composed_noise(&problem, &pose, 7).unwrap();
-    let second = sampler.composed_noise(&permuted, &moved, 7).unwrap();
+    let first = sampler.composed_noise(&problem, &pose, 7);
+    let second = sampler.composed_noise(&permuted, &moved, 7);
     for (new, &old) in order.iter().enumerate() {
         for axis in 0..2 {
             let (a, b) = (first[2 * (old + 1) + axis], second[2 * (new + 1) + axis]);
@@ -139,7 +139,8 @@ fn chains_do_not_depend_on_what_runs_beside_them() {
     let mut stream = Seed::new(8).stream("worlds");
     let (first, second) = (world(2, &mut stream).problem, world(4, &mut stream).problem);
     for inner in [Inner::Ula, Inner::UlaPlus] {
-        let config = SampleConfig { inner, inner_steps: 2, inner_at_last: true };
+        let config =
+            SampleConfig { inner, inner_steps: 2, inner_at_last: true, ..SampleConfig::default() };
         let alone = sampler.sample(&[(&second, 9)], 2, &config, Seed::new(1)).unwrap();
         let beside =
             sampler.sample(&[(&first, 4), (&second, 9)], 2, &config, Seed::new(1)).unwrap();
@@ -148,7 +149,13 @@ fn chains_do_not_depend_on_what_runs_beside_them() {
         }
     }
     assert_eq!(
-        SampleConfig { inner: Inner::UlaPlus, inner_steps: 10, inner_at_last: true }.calls(100),
+        SampleConfig {
+            inner: Inner::UlaPlus,
+            inner_steps: 10,
+            inner_at_last: true,
+            ..SampleConfig::default()
+        }
+        .calls(100),
         100 + 25 * 40
     );
 }
@@ -160,7 +167,7 @@ fn mala_accepts_by_the_true_density_of_a_gaussian() {
     let t = 20;
     let eps = |v: &[f32]| -> Vec<f32> { v.iter().map(|v| v * schedule.noise[t]).collect() };
     let (x, y) = ([0.3f32, -0.8], [0.5f32, -0.2]);
-    let found = mala_log_ratio(&schedule, t, (&x, &eps(&x)), (&y, &eps(&y)));
+    let found = mala_log_ratio(&schedule, t, 2.0, (&x, &eps(&x)), (&y, &eps(&y)));
     let size = f64::from(2.0 * schedule.beta[t]);
     let log_density = |v: &[f32]| -> f64 { v.iter().map(|v| -0.5 * f64::from(v * v)).sum() };
     let proposal = |from: &[f32], to: &[f32]| -> f64 {

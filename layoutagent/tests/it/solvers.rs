@@ -3,9 +3,11 @@
 use common::assets::Assets;
 use common::optim::Workers;
 use common::rng::Seed;
+use layoutagent::agent::{Scene, scene_of_text};
 use layoutagent::config::Config;
 use layoutagent::construct::construct;
 use layoutagent::data::worlds::{crowd, sparse, worlds};
+use layoutagent::language::product_scenes;
 use layoutagent::layout::{Edge, Frame, Problem};
 use layoutagent::model::sampler::{Inner, SampleConfig};
 use layoutagent::networks;
@@ -57,6 +59,7 @@ fn locked_objects_stay_bit_identical() {
         let config = SolveConfig { solver, ..SolveConfig::default() };
         for candidate in &solve_all(&[&world.problem], &config)[0] {
             assert_eq!(candidate.centers[1], world.solution[1]);
+            assert!(solver != Solver::Construct || candidate.is_verified(), "{candidate:?}");
         }
     }
 }
@@ -98,4 +101,25 @@ fn constructed_layouts_hold_every_kind_of_relation() {
     let apart = |a, b| Edge::binary(Relation::LeftOf, a, b);
     let circle = Problem { edges: vec![apart(0, 1), apart(1, 0)], ..layout };
     assert_eq!(construct(&circle, 5, &mut stream), None);
+}
+
+#[test]
+fn every_product_scene_has_a_layout_with_objects_that_fit_their_support() {
+    let scenes = product_scenes();
+    assert_eq!(scenes.len(), 40);
+    for product in scenes {
+        let file = scene_of_text(product.text, product.setting, [256, 256]).unwrap();
+        let scene = Scene::new(file, &[]).unwrap();
+        let solved = [Solver::Construct, Solver::Analytic].into_iter().any(|solver| {
+            let config = SolveConfig { solver, ..SolveConfig::default() };
+            solve_all(&[&scene.problem], &config)[0].iter().any(Candidate::is_verified)
+        });
+        assert!(solved, "{}", product.text);
+        for support in 0..scene.problem.len() {
+            let on = |edge: &&Edge| edge.relation == Relation::On && edge.b == Some(support);
+            let loads = scene.problem.edges.iter().filter(on);
+            let width: f64 = loads.map(|edge| scene.problem.sizes[edge.a][0]).sum();
+            assert!(width <= scene.problem.sizes[support][0] + 1e-9, "{}", product.text);
+        }
+    }
 }

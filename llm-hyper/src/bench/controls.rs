@@ -115,7 +115,12 @@ impl Controls<'_> {
     /// Counterfactual accuracy: a genre word is added to the ad's text (its weight must rise), taken
     /// out (fall), or a sentence without a concept is added (weights must stay within a tenth of
     /// their range).
-    pub(super) fn counterfactual(&self, found: &[Vec<Found>], report: &mut Report) -> Result<()> {
+    pub(super) fn counterfactual(
+        &self,
+        found: &[Vec<Found>],
+        written: &Written,
+        report: &mut Report,
+    ) -> Result<()> {
         let part = self.part;
         let ads = part.config.bench.edited_ads.min(part.cold.len());
         let concepts: Vec<(usize, &str)> = part
@@ -151,18 +156,17 @@ impl Controls<'_> {
             let same = format!("{}. Now in the shops.", ad.description);
             edits.push(("neutral", *j, at, edited(same)));
         }
-        let mut queries: Vec<Query<'_>> = Vec::new();
-        for (_, _, at, edited) in &edits {
-            queries.push(self.generator.query(&part.cold[*at], &found[*at]));
-            queries.push(self.generator.query(edited, &found[*at]));
-        }
+        let queries: Vec<Query<'_>> = edits
+            .iter()
+            .map(|(_, _, at, edited)| self.generator.query(edited, &found[*at]))
+            .collect();
         let (raws, _) = part.llm.ask(self.writer, &queries)?;
         let mut correct: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        for ((kind, j, _, _), pair) in edits.iter().zip(raws.chunks(2)) {
-            let value = |raw: &crate::writer::Raw, j: usize| raw.values[j].unwrap_or(0.0);
-            let change = value(&pair[1], *j) - value(&pair[0], *j);
-            let all = || (0..part.data.schema.len()).map(|j| value(&pair[0], j));
-            let range = all().fold(f64::MIN, f64::max) - all().fold(f64::MAX, f64::min);
+        for ((kind, j, at, _), after) in edits.iter().zip(&raws) {
+            let before = &written.raw[*at];
+            let change = after.values[*j].unwrap_or(0.0) - before[*j];
+            let range = before.iter().copied().fold(f64::MIN, f64::max)
+                - before.iter().copied().fold(f64::MAX, f64::min);
             let right = match *kind {
                 "enhanced" => change > 0.0,
                 "diminished" => change < 0.0,
@@ -291,10 +295,12 @@ impl Controls<'_> {
             rows.push(shown.values().copied().collect());
         }
         let asked = rows.iter().map(Vec::len).sum::<usize>();
+        let seconds = start.elapsed().as_secs_f64();
+        part.llm.count_seconds(seconds);
         let note = format!(
             "{} held-out users; {:.0} ms a prediction",
             rows.len(),
-            1e3 * start.elapsed().as_secs_f64() / asked.max(1) as f64
+            1e3 * seconds / asked.max(1) as f64
         );
         let dataset = format!("{}, {} users", part.data.name, rows.len());
         let shown = ["LLM-HYPER, residual", "blend with LLM", "kNN weights, tf-idf", "LR_warm"];
@@ -320,7 +326,7 @@ impl Controls<'_> {
                 mean: Some(stats::mean_sd(&values).0),
                 ci95: Some(self.interval(&values)),
                 n: values.len(),
-                seconds: timed.then(|| start.elapsed().as_secs_f64()),
+                seconds: timed.then_some(seconds),
                 note: Some(if timed { strip_time(&note) } else { "the same users".into() }),
                 ..base(&dataset, name, role)
             });

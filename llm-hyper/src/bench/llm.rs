@@ -118,6 +118,13 @@ impl<'a> BenchLlm<'a> {
         Ok((raws, spent))
     }
 
+    /// Counts time with the model that was not spent in [`Self::ask`].
+    pub(super) fn count_seconds(&self, seconds: f64) {
+        if let Ok(mut all) = self.counts.lock() {
+            all.seconds += seconds;
+        }
+    }
+
     /// What was spent so far.
     pub(super) fn spent(&self) -> Counts {
         self.counts.lock().map_or_else(|poisoned| *poisoned.into_inner(), |counts| *counts)

@@ -69,8 +69,10 @@ pub fn run(config: &Config, context: &Context) -> Result<Report> {
     report.rows.extend(cost(&llm));
     report.rows.extend(walmart());
     let mut report = report.finish()?;
-    sentences.push(report.headline);
-    report.headline = sentences.join(" ");
+    // One sentence a data set; without any, what the rows say in general.
+    if !sentences.is_empty() {
+        report.headline = sentences.join(" ");
+    }
     Ok(report)
 }
 
@@ -79,7 +81,8 @@ fn cost(llm: &llm::BenchLlm<'_>) -> Vec<Row> {
     let spent = llm.spent();
     let ads = spent.tally.ads.max(1) as f64;
     let note = format!(
-        "{} prompts with {}, content-free ones included{}; {} of {} weights from the fallback",
+        "{} prompts with {}, content-free ones included{}; {} of {} weights from the fallback; the \
+         seconds hold the end-to-end ranking too",
         spent.tally.prompts,
         llm.name(),
         if spent.exact { "" } else { ", tokens estimated at four bytes each" },

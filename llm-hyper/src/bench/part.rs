@@ -192,11 +192,11 @@ impl<'a> Part<'a> {
         methods.push(self.platt(likelihood, &generator, &examples, &answered.weights)?);
 
         self.rows(&methods, report);
-        self.against_best(&methods, report);
+        self.differences(&methods, report);
         self.figures(&methods, report);
         controls::interpretation(self, &methods, report);
         control.prompted(&found, &written, &calibration.residual, report)?;
-        control.counterfactual(&found, report)?;
+        control.counterfactual(&found, &written, report)?;
         control.ranking(&methods, report)?;
         control.reasons(&found, report)?;
         let curves = warm::Curves {
@@ -408,33 +408,52 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// The blend against the best baseline for cold ads that no blend is.
-    fn against_best(&self, methods: &[Method], report: &mut Report) {
+    /// Paired differences of AUC per ad: the LLM's weights against the cheap ones, the blends, and
+    /// the blend against the best baseline for cold ads that no blend is.
+    fn differences(&self, methods: &[Method], report: &mut Report) {
+        let find = |name: &str| methods.iter().find(|m| m.name == name);
         let auc = |method: &Method| self.test.auc_per_ad(&method.logits);
-        let mean = |aucs: &[f64]| {
-            let known: Vec<f64> = aucs.iter().copied().filter(|a| a.is_finite()).collect();
+        let mean = |method: &Method| {
+            let known: Vec<f64> = auc(method).into_iter().filter(|a| a.is_finite()).collect();
             stats::mean_sd(&known).0
         };
+        let mut add = |ours: &Method, theirs: &Method, metric: String, note: Option<String>| {
+            let (difference, ci95) = self.margin(&auc(ours), &auc(theirs));
+            report.rows.push(Row {
+                claim: "LLM-written weights, or a blend with them, beat weights that need no LLM"
+                    .into(),
+                metric,
+                mean: Some(difference),
+                ci95: Some(ci95),
+                n: self.cold.len(),
+                note,
+                ..base(&format!("{}, AUC per ad above", self.data.name), &ours.name, ours.role)
+            });
+        };
+        for (ours, theirs) in [
+            (self.paper_method(), "kNN weights, tf-idf"),
+            (self.paper_method(), "ridge map text to weights"),
+            ("LLM-HYPER, residual", "LR_cold (median)"),
+            ("LLM-HYPER, residual", "kNN weights, tf-idf"),
+            ("blend with LLM", "blend without LLM"),
+        ] {
+            if let (Some(ours), Some(theirs)) = (find(ours), find(theirs)) {
+                add(ours, theirs, theirs.name.clone(), None);
+            }
+        }
         let best = methods
             .iter()
             .filter(|m| m.role == Role::Baseline && !m.name.starts_with("blend"))
-            .map(|m| (m, auc(m)))
-            .max_by(|a, b| mean(&a.1).total_cmp(&mean(&b.1)));
-        let blend = methods.iter().find(|m| m.name == "blend with LLM");
-        let (Some((best, theirs)), Some(blend)) = (best, blend) else { return };
-        let (difference, ci95) = self.margin(&auc(blend), &theirs);
-        report.rows.push(Row {
-            claim: "the learned blend is not worse than the best cold baseline".into(),
-            metric: "auc per ad above the best cold baseline".into(),
-            mean: Some(difference),
-            ci95: Some(ci95),
-            n: theirs.len(),
-            note: Some(format!(
-                "paired over ads; best of the baselines in hindsight: {}",
-                best.name
-            )),
-            ..base(&self.data.name, &blend.name, blend.role)
-        });
+            .max_by(|a, b| mean(a).total_cmp(&mean(b)));
+        if let (Some(best), Some(blend)) = (best, find("blend with LLM")) {
+            let note = format!("the best in hindsight: {}", best.name);
+            add(blend, best, "the best cold baseline".into(), Some(note));
+        }
+    }
+
+    /// The paper's way of asking that was measured on this data.
+    fn paper_method(&self) -> &'static str {
+        if self.rating() { "LLM-HYPER, rating" } else { "LLM-HYPER, likelihood" }
     }
 
     /// Mean difference of per-ad AUC and its paired interval over ads.
@@ -493,34 +512,31 @@ impl<'a> Part<'a> {
         ));
     }
 
-    /// Whether the LLM beats its cheap rivals and what it is worth, from the numbers.
+    /// One sentence from the numbers: whether the LLM beats its cheap rivals, and what it is worth.
     fn sentence(&self, methods: &[Method], worth: &str) -> String {
-        let auc = |name: &str| {
-            let method = methods.iter().find(|m| m.name == name)?;
-            Some(self.test.auc_per_ad(&method.logits))
-        };
-        let llm = if self.rating() { "LLM-HYPER, rating" } else { "LLM-HYPER, likelihood" };
-        let mut words = Vec::new();
-        for (ours, theirs) in [
-            (llm, "kNN weights, tf-idf"),
-            (llm, "ridge map text to weights"),
-            ("LLM-HYPER, residual", "LR_cold (median)"),
-            ("LLM-HYPER, residual", "kNN weights, tf-idf"),
-            ("blend with LLM", "blend without LLM"),
-        ] {
-            let (Some(a), Some(b)) = (auc(ours), auc(theirs)) else { continue };
-            let (difference, [low, high]) = self.margin(&a, &b);
-            let verdict = if low > 0.0 {
-                "beats"
-            } else if high < 0.0 {
-                "loses to"
-            } else {
-                "is not told apart from"
+        let find = |name: &str| methods.iter().find(|m| m.name == name);
+        let llm = self.paper_method();
+        let against = |theirs: &str| {
+            let auc = |method: &Method| self.test.auc_per_ad(&method.logits);
+            let (ours, theirs) = (find(llm)?, find(theirs)?);
+            let (difference, [low, high]) = self.margin(&auc(ours), &auc(theirs));
+            let verdict = match (low > 0.0, high < 0.0) {
+                (true, _) => "beat",
+                (_, true) => "lose to",
+                _ => "are not told apart from",
             };
-            words.push(format!(
-                "{ours} {verdict} {theirs} ({difference:+.4} AUC per ad [{low:+.4}, {high:+.4}])"
-            ));
-        }
-        format!("{}: {}; {worth}.", self.data.name, words.join("; "))
+            Some((verdict, format!("{difference:+.3} [{low:+.3}, {high:+.3}]")))
+        };
+        let (knn, ridge) = (against("kNN weights, tf-idf"), against("ridge map text to weights"));
+        let (Some((first, knn)), Some((second, ridge))) = (knn, ridge) else {
+            return String::new();
+        };
+        let second = if first == second { "and" } else { &format!("and {second}") };
+        format!(
+            "{}: the weights that {} writes ({llm}) {first} kNN weights ({knn} AUC per ad) {second} \
+             a ridge map ({ridge}); {worth}.",
+            self.data.name,
+            self.llm.name(),
+        )
     }
 }

@@ -11,8 +11,9 @@ use llm_hyper::generate::Generator;
 use llm_hyper::index::may_demonstrate;
 use llm_hyper::library::Library;
 use llm_hyper::model::intercept;
-use llm_hyper::model::logit::dot;
-use llm_hyper::model::normalise::norm;
+use llm_hyper::model::logit::{dot, sigmoid};
+use llm_hyper::model::normalise::{Normalisation, norm};
+use llm_hyper::model::residual::Residual;
 use llm_hyper::model::retrieve::Found;
 use llm_hyper::train::{fit_library, fit_rows};
 use llm_hyper::writer::Raw;
@@ -89,7 +90,7 @@ fn poisoned_clicks_of_cold_ads_change_nothing() {
 }
 
 #[test]
-fn gaps_zero_weights_limits_and_constant_features_fall_back_as_said() {
+fn gaps_zero_weights_and_limits_fall_back_as_said() {
     let (truth, retired, cold) = world(24, 200);
     let mut config = config();
     let library = library(&truth, &retired, &config);
@@ -126,6 +127,53 @@ fn gaps_zero_weights_limits_and_constant_features_fall_back_as_said() {
     config.limits[0].feature = "taste:ches".into();
     let error = Generator::new(&library, &config, &Assets::from_env()).unwrap_err();
     assert!(error.to_string().contains("taste:ches") && error.exit_code() == 2, "{error}");
+}
+
+/// A feature that never varies says nothing about clicks: trained weights stay finite (0 where it is
+/// always 0), it makes no ad special, and a weight on it moves nothing but the intercept.
+#[test]
+fn constant_features_move_nothing_but_the_intercept() {
+    let (mut truth, retired, cold) = world(24, 200);
+    let (never, always) = (1, 4);
+    for (feature, value) in [(never, 0.0), (always, 1.0)] {
+        truth.data.impressions.features.column_mut(feature).fill(value);
+    }
+    let config = config();
+    let library = library(&truth, &retired, &config);
+    let generator = Generator::new(&library, &config, &Assets::from_env()).unwrap();
+    for (index, ad) in library.ads.iter().enumerate() {
+        assert_eq!(ad.weights[never], 0.0, "{}", ad.ad.id);
+        assert!(ad.weights.iter().all(|w| w.is_finite()) && ad.bias.is_finite());
+        let special = library.special(index);
+        assert!(special[never] == 0.0 && special.iter().all(|v| v.is_finite()), "{special:?}");
+    }
+    // Answers that say much about it are not passed on either.
+    let answers: Vec<Vec<f64>> = (0..3).map(|i| vec![f64::from(i); library.schema.len()]).collect();
+    let special: Vec<Vec<f64>> = (0..3).map(|i| library.special(i)).collect();
+    let residual = Residual::fit(&answers, &special).unwrap();
+    let moved = residual.weights(&answers[2], &generator.centre, &generator.spread);
+    assert!(moved[never] == 0.0 && moved.iter().all(|w| w.is_finite()), "{moved:?}");
+
+    let ad = &truth.data.ads[cold[0]];
+    let found = retrieve(&generator, ad);
+    let mut weights = library.knn_weights(&found).unwrap();
+    let rate = generator.target_rate(&found);
+    let probabilities = |weights: &[f64]| -> Vec<f64> {
+        let bias = generator.bias(weights, rate).unwrap();
+        library.reference_logits(weights).iter().map(|z| sigmoid(z + bias)).collect()
+    };
+    let before = probabilities(&weights);
+    (weights[never], weights[always]) = (3.0, -2.0);
+    for (before, after) in before.iter().zip(probabilities(&weights)) {
+        assert!((before - after).abs() < 1e-9, "{before} {after}");
+    }
+    for normalisation in [Normalisation::L2, Normalisation::Maxabs, Normalisation::Zscore] {
+        let config = Config { normalisation, ..config.clone() };
+        let generator = Generator::new(&library, &config, &Assets::from_env()).unwrap();
+        let raw = all(Some(0.5), &library);
+        let artefact = generator.finish(ad, &found, &raw, "test").unwrap();
+        assert!(artefact.weights.iter().all(|w| w.is_finite()), "{normalisation:?}");
+    }
 }
 
 #[test]

@@ -46,7 +46,7 @@ def start(model, port):
         command = [sys.executable, "-m", "llama_cpp.server", "--model", model, "--port", str(port)]
         command += ["--n_ctx", "8192", "--n_threads", "2"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(240):
+    for _ in range(1200):
         if server.poll() is not None:
             sys.exit(f"the server ended with status {server.returncode}: {command[:3]}")
         try:
@@ -56,7 +56,7 @@ def start(model, port):
         except OSError:
             time.sleep(0.5)
     server.kill()
-    sys.exit("the server did not answer within two minutes")
+    sys.exit("the server did not answer within ten minutes")
 
 
 def main():
@@ -87,6 +87,9 @@ def main():
             text = run(
                 "generate", "new_ads.csv", "--json", "--llm", llm, "--artefacts", out, *more,
                 "--set", "writer.allowed_fallback=1.0",
+                # the server answers one request at a time
+                "--set", "writer.in_flight=1", "--set", "writer.max_tokens=512",
+                "--set", "writer.attempt_seconds=1200", "--set", "writer.budget_seconds=2400",
             )
             seconds = time.perf_counter() - begin
             tally = json.loads(text)["tally"] if text else {}

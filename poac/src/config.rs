@@ -3,15 +3,18 @@
 
 use std::path::PathBuf;
 
+use common::lm::{Allowed, BeamOptions, Hypothesis, Lm};
 use common::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::WorldOptions;
 use crate::model::{DenoiserOptions, SampleOptions, ScorerOptions};
+use crate::search::diverse_beam_search;
 use crate::train::Pace;
 use crate::train::plm::PlmOptions;
-use crate::train::refl::{ReflOptions, Stage};
+use crate::train::ppo::PpoOptions;
+use crate::train::refl::{Adapted, ReflOptions, Stage};
 use common::diffusion::{Beta, Prediction};
 
 /// Everything that a run depends on, besides the seed and the input files.
@@ -33,6 +36,11 @@ pub struct Config {
     pub diffusion: DiffusionConfig,
     /// Reward feedback learning.
     pub refl: ReflOptions,
+    /// Further settings of it for the emoji world: the one among all whose pictures of validation
+    /// concepts have the best concept score is used.
+    pub refl_others: Vec<ReflOptions>,
+    /// Reinforcement learning of the language model, off by default.
+    pub ppo: PpoOptions,
     /// The benchmark.
     pub bench: BenchConfig,
 }
@@ -45,11 +53,40 @@ pub struct SearchConfig {
     pub beams: usize,
     /// Exponent of the length in a hypothesis' score (−1 as in Promptist).
     pub length_penalty: f64,
+    /// Groups that share the beams and avoid each other's tokens; 1 = ordinary beam search (Promptist
+    /// explores with 16 groups of one beam each).
+    pub groups: usize,
+    /// What a token costs for each earlier group that goes on with it.
+    pub diversity_penalty: f64,
+}
+
+impl SearchConfig {
+    /// Up to `count` hypotheses or more, best first: by [`Lm::beam_search`], or by
+    /// [`diverse_beam_search`] when there are groups.
+    ///
+    /// # Errors
+    /// Those of the model.
+    pub fn run(
+        &self,
+        model: &Lm,
+        prompt: &[u32],
+        count: usize,
+        options: BeamOptions,
+        allowed: Option<&Allowed<'_>>,
+    ) -> Result<Vec<Hypothesis>> {
+        let beams = self.beams.max(count);
+        let options = BeamOptions { beams, length_penalty: self.length_penalty, ..options };
+        if self.groups == 1 {
+            return model.beam_search(prompt, &options, allowed);
+        }
+        let options = BeamOptions { beams: beams.div_ceil(self.groups), ..options };
+        diverse_beam_search(model, prompt, self.groups, self.diversity_penalty, &options, allowed)
+    }
 }
 
 impl Default for SearchConfig {
     fn default() -> Self {
-        Self { beams: 8, length_penalty: -1.0 }
+        Self { beams: 8, length_penalty: -1.0, groups: 1, diversity_penalty: 1.0 }
     }
 }
 
@@ -167,12 +204,25 @@ impl Config {
 
     /// Minutes on two cores.
     pub fn cpu() -> Self {
-        Self::default()
+        let default = Self::default();
+        // stronger than ImageReward's, in its steps of the chain and from early ones
+        let late = ReflOptions {
+            stages: vec![
+                Stage { steps: 40, ..Stage::default() },
+                Stage { quality: 1.0, steps: 40, ..Stage::default() },
+            ],
+            lambda: 1.0,
+            lr: 2e-3,
+            adapted: Adapted::All,
+            ..default.refl.clone()
+        };
+        let early = ReflOptions { first_step: 2, ..late.clone() };
+        Self { refl_others: vec![late, early], ..default }
     }
 
     /// Longer training of the same models; the paper's own models can't be trained on a CPU.
     pub fn paper() -> Self {
-        let mut config = Self::default();
+        let mut config = Self::cpu();
         config.diffusion.pace.steps *= 8;
         config.scorer.pace.steps *= 4;
         config.plm.pace.steps *= 2;
@@ -200,23 +250,32 @@ impl Config {
                 return refuse(&format!("{key}.batch"), pace.batch.to_string(), "an even number");
             }
         }
-        if self.refl.batch < 2 || !self.refl.batch.is_multiple_of(2) {
-            return refuse("refl.batch", self.refl.batch.to_string(), "an even number");
-        }
-        let steps = [
-            ("diffusion.sample.steps", self.diffusion.sample.steps),
-            ("refl.inference_steps", self.refl.inference_steps),
-        ];
-        for (key, value) in steps {
-            if value == 0 || value > self.diffusion.times {
-                return refuse(key, value.to_string(), "1 to diffusion.times");
+        let times = |key: &str, steps: usize| match steps {
+            steps if steps == 0 || steps > self.diffusion.times => {
+                refuse(key, steps.to_string(), "1 to diffusion.times")
+            }
+            _ => Ok(()),
+        };
+        times("diffusion.sample.steps", self.diffusion.sample.steps)?;
+        let others = self.refl_others.iter().map(|refl| ("refl_others", refl));
+        for (key, refl) in std::iter::once(("refl", &self.refl)).chain(others) {
+            if refl.batch < 2 || !refl.batch.is_multiple_of(2) {
+                return refuse(&format!("{key}.batch"), refl.batch.to_string(), "an even number");
+            }
+            times(&format!("{key}.inference_steps"), refl.inference_steps)?;
+            if refl.backprop_steps == 0 || refl.rank == 0 {
+                let keys = format!("{key}.backprop_steps, {key}.rank");
+                return refuse(&keys, "0".into(), "at least 1");
+            }
+            if !(0.0..=1.0).contains(&refl.raw_share) {
+                return refuse(&format!("{key}.raw_share"), refl.raw_share.to_string(), "a share");
             }
         }
-        if self.refl.backprop_steps == 0 || self.refl.rank == 0 {
-            return refuse("refl.backprop_steps, refl.rank", "0".into(), "at least 1");
+        if self.ppo.batch < 2 || self.ppo.images == 0 {
+            return refuse("ppo.batch, ppo.images", "less".into(), "at least 2 and 1");
         }
-        if !(0.0..=1.0).contains(&self.refl.raw_share) {
-            return refuse("refl.raw_share", self.refl.raw_share.to_string(), "a share");
+        if self.search.groups == 0 || self.search.groups > self.search.beams {
+            return refuse("search.groups", self.search.groups.to_string(), "1 to search.beams");
         }
         if self.search.beams == 0 || self.bench.pictures == 0 || self.bench.best_of == 0 {
             return refuse("search.beams, bench.pictures, bench.best_of", "0".into(), "at least 1");

@@ -6,6 +6,9 @@ use candle_core::Tensor;
 use common::Result;
 
 use crate::data::World;
+use crate::data::world::Concept;
+use crate::features::Features;
+use crate::model::Scorer;
 
 /// How well predicted objects fit the human ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -61,6 +64,55 @@ pub fn concept_hits(
         f64::from(u8::from(near.iter().any(|at| objects.contains(at))))
     };
     Ok(cosines.iter().zip(concepts).map(hit).collect())
+}
+
+/// Concepts as a scorer's text side sees them.
+#[derive(Debug)]
+pub struct ConceptTexts {
+    /// The words, `[concepts, embedding]`.
+    pub words: Tensor,
+    /// Word and human objects of each concept, `[1 + objects, embedding]`.
+    pub own: Vec<Tensor>,
+}
+
+impl ConceptTexts {
+    /// Embeds words and names.
+    ///
+    /// # Errors
+    /// Those of the word features.
+    pub fn new(
+        world: &World,
+        features: &Features,
+        scorer: &Scorer,
+        concepts: &[Concept],
+    ) -> Result<Self> {
+        let embed = |texts: &[&str]| -> Result<Tensor> {
+            Ok(scorer.embed_texts(&features.batch(texts)?.mean()?)?.detach())
+        };
+        let own = |concept: &Concept| {
+            let names = concept.objects.iter().map(|&at| world.objects[at].name.as_str());
+            embed(&std::iter::once(concept.word.as_str()).chain(names).collect::<Vec<_>>())
+        };
+        let words: Vec<&str> = concepts.iter().map(|concept| concept.word.as_str()).collect();
+        Ok(Self { words: embed(&words)?, own: concepts.iter().map(own).collect::<Result<_>>()? })
+    }
+}
+
+/// TIAC's concept score in our reading (its formula is not public): for each picture the mean cosine
+/// with its own texts (the concept and its objects) minus the mean cosine with the words of all other
+/// concepts. Rows of `pictures`, which are unit rows, and concepts belong together.
+///
+/// # Errors
+/// None but bugs.
+pub fn concept_scores(pictures: &Tensor, texts: &ConceptTexts) -> Result<Vec<f64>> {
+    let cosines = pictures.matmul(&texts.words.t()?)?.to_vec2::<f32>()?;
+    let score = |(at, own): (usize, &Tensor)| {
+        let near = own.matmul(&pictures.get(at)?.unsqueeze(1)?)?.mean_all()?.to_scalar::<f32>()?;
+        let all: f64 = cosines[at].iter().map(|&cosine| f64::from(cosine)).sum();
+        let others = (all - f64::from(cosines[at][at])) / (cosines[at].len() - 1).max(1) as f64;
+        Ok(f64::from(near) - others)
+    };
+    texts.own.iter().enumerate().map(score).collect()
 }
 
 /// Chance level of ConceptHit@k for a concept: `k` different objects drawn at random.

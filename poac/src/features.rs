@@ -31,9 +31,9 @@ impl Features {
     ///
     /// # Errors
     /// [`Error::Asset`] when MiniLM is absent and can't be fetched.
-    pub fn fit(vocabulary: Vocabulary, width: usize, assets: &Assets, seed: Seed) -> Result<Self> {
+    pub fn fit(vocabulary: Vocabulary, width: usize, assets: &Assets) -> Result<Self> {
         let embeddings = encoder(assets)?.encode(vocabulary.tokens())?;
-        let projection = Projection::fit(&embeddings, width, seed)?;
+        let projection = Projection::fit(&embeddings, width, Seed::new(0))?;
         let table = rows(&projection.apply_unit(&embeddings));
         Ok(Self {
             vocabulary,
@@ -83,6 +83,11 @@ impl Features {
         Ok(named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect())
     }
 
+    /// Where MiniLM comes from.
+    pub fn assets(&self) -> &Assets {
+        &self.assets
+    }
+
     /// The tokens.
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
@@ -96,6 +101,16 @@ impl Features {
     /// The feature of a token.
     pub fn token(&self, id: u32) -> &[f32] {
         &self.table[id as usize]
+    }
+
+    /// The features of all tokens from `first` on, `[tokens - first, width]`.
+    ///
+    /// # Errors
+    /// None but bugs.
+    pub fn rows(&self, first: usize) -> Result<Tensor> {
+        let rows = &self.table[first..];
+        let values = rows.concat();
+        Ok(Tensor::from_vec(values, (rows.len(), self.width()), &Device::Cpu)?)
     }
 
     /// A token for the image models, with the picture that it names.

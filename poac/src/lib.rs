@@ -17,31 +17,39 @@
 //! | Eq. 6, reward loss | [`model::reward::reward_loss`] |
 //! | Eq. 7, pre-training loss | [`train::denoiser::denoising_loss`] |
 //! | Eq. 8, their sum, in two stages | [`train::refl::fit`] |
-//! | Eq. 9, standardised ImageReward | [`model::reward::Standard`] |
+//! | Eq. 9, standardised ImageReward | [`image_reward::ImageReward::reward`] |
 //! | Eq. 10, weighted rewards | [`model::reward::combine`] |
 //! | Algorithm 3, gate, rewrite, render | [`data::Gate`], [`rewrite::Rewriter`], [`studio::Base::generate`] |
 //! | §3.2 serialisation and beams of Promptist | [`promptist::Promptist`] |
+//! | Eq. 12 and §3.7, PPO on the language model | [`train::ppo::fit`], [`studio::Base::ppo`] |
+//! | §4 diverse beam search | [`search::diverse_beam_search`] |
 //! | Algorithm 2 on Stable Diffusion folders | [`train::stable::refl_loss`] |
 //! | §5.2 dual encoders A and B | [`model::Scorer`] |
 //! | §5.3 quality head | [`model::QualityHead`] |
 //! | §7 baselines | [`baselines`] |
+//! | ours: setting of ReFL chosen on validation concepts | [`studio::Base::choose_refl`] |
+//! | §7 concept score of TIAC | [`eval::concept_scores`] |
 //! | §8 metrics | [`eval`] |
 //! | ours: token table from sentence embeddings | [`features::Features`], [`train::plm::new_model`] |
 //! | ours: keyword vote beside the language model | [`bench::objects::mixed`] |
 //!
-//! [`studio`] keeps all trained pieces, [`mod@bench`] runs the comparison, [`cli`] holds the verbs.
+//! [`studio`] keeps all trained pieces, [`store`] finds them, [`mod@bench`] runs the comparison, [`cli`] holds the verbs.
 
 pub mod baselines;
 pub mod bench;
+pub mod choice;
 pub mod cli;
 pub mod config;
 pub mod data;
 pub mod eval;
 pub mod features;
+pub mod image_reward;
 pub mod model;
 pub mod png;
 pub mod projection;
 pub mod promptist;
 pub mod rewrite;
+pub mod search;
+pub mod store;
 pub mod studio;
 pub mod train;

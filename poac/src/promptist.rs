@@ -68,20 +68,16 @@ impl Promptist {
                 format!("1 to {} for this model", context - 1),
             ));
         }
-        let options = BeamOptions {
-            beams: search.beams.max(count),
-            max_tokens: MAX_TOKENS.min(context - ids.len()),
-            length_penalty: search.length_penalty,
-            eos: self.model.config().eos_token_id,
-            ..BeamOptions::default()
-        };
-        let found = self.model.beam_search(&ids, &options, None)?;
+        let eos = self.model.config().eos_token_id;
+        let max_tokens = MAX_TOKENS.min(context - ids.len());
+        let options = BeamOptions { max_tokens, eos, ..BeamOptions::default() };
+        let found = search.run(&self.model, &ids, count, options, None)?;
         found
             .into_iter()
             .take(count)
             .map(|hypothesis| {
                 let mut tokens = hypothesis.tokens;
-                if tokens.last().copied() == options.eos {
+                if tokens.last().copied() == eos {
                     tokens.pop();
                 }
                 Ok((self.tokenizer.decode(&tokens)?.trim().to_owned(), hypothesis.score))

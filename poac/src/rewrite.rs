@@ -6,8 +6,9 @@ use candle_core::{Device, Tensor};
 use common::Result;
 use common::lm::{BeamOptions, Lm, LmConfig};
 
+use crate::baselines::{Neighbours, RETRIEVAL};
 use crate::config::SearchConfig;
-use crate::data::pairs::{OBJECTS, TEMPLATES, optimised, prompt_ids};
+use crate::data::pairs::{OBJECTS, TEMPLATES, optimised, prompt_ids, short};
 use crate::data::{Gate, Style, Vocabulary, World, clean_prompt};
 use crate::features::Features;
 
@@ -34,7 +35,6 @@ pub struct Rewrite {
 }
 
 /// Rewrites prompts with a trained language model.
-#[derive(Debug)]
 pub struct Rewriter<'a> {
     model: &'a Lm,
     features: &'a Features,
@@ -42,6 +42,8 @@ pub struct Rewriter<'a> {
     search: &'a SearchConfig,
     /// Tokens of the objects' names.
     names: BTreeMap<u32, usize>,
+    /// Where the objects come from that a short prompt names, and how many.
+    retrieval: Option<(&'a Neighbours<'a>, usize)>,
 }
 
 impl<'a> Rewriter<'a> {
@@ -55,7 +57,23 @@ impl<'a> Rewriter<'a> {
         let id = |name: &str| features.vocabulary().id(name);
         let objects = world.objects.iter().enumerate();
         let names = objects.filter_map(|(at, object)| Some((id(&object.name)?, at))).collect();
-        Self { model, features, world, search, names }
+        Self { model, features, world, search, names, retrieval: None }
+    }
+
+    /// For a model that was trained with `count` retrieved objects in its short prompts.
+    pub fn retrieving(self, neighbours: &'a Neighbours<'a>, count: usize) -> Self {
+        Self { retrieval: Some((neighbours, count)), ..self }
+    }
+
+    /// The short prompt of a word.
+    fn short(&self, word: &str, style: Style) -> Result<String> {
+        let objects = match self.retrieval {
+            Some((neighbours, count)) => neighbours.objects(word, RETRIEVAL, count)?,
+            None => Vec::new(),
+        };
+        let names: Vec<&str> =
+            objects.iter().map(|&at| self.world.objects[at].name.as_str()).collect();
+        Ok(short(TEMPLATES[0], word, &names, style))
     }
 
     /// Candidates for one concept, best first: beam search over the form that training texts have, so
@@ -64,7 +82,7 @@ impl<'a> Rewriter<'a> {
     /// # Errors
     /// [`common::Error::Asset`] when the word is unknown and MiniLM is not at hand.
     pub fn concept(&self, word: &str, style: Style, count: usize) -> Result<Vec<Candidate>> {
-        let short = format!("{} {word}, in {}", TEMPLATES[0], style.word());
+        let short = self.short(word, style)?;
         let (_, unknown) = self.features.vocabulary().encode(&short);
         let extended = match unknown.is_empty() {
             true => None,
@@ -90,15 +108,13 @@ impl<'a> Rewriter<'a> {
             })
         };
         let options = BeamOptions {
-            beams: self.search.beams.max(count),
             max_tokens: 2 * OBJECTS + 3,
-            length_penalty: self.search.length_penalty,
             eos: Some(Vocabulary::EOS),
             renormalise: true,
             ..BeamOptions::default()
         };
         let prompt = prompt_ids(vocabulary, &short);
-        let found = model.beam_search(&prompt, &options, Some(&allowed))?;
+        let found = self.search.run(model, &prompt, count, options, Some(&allowed))?;
         let mut seen = BTreeSet::new();
         let mut candidates = Vec::new();
         for hypothesis in found {
@@ -114,6 +130,15 @@ impl<'a> Rewriter<'a> {
         }
         candidates.truncate(count);
         Ok(candidates)
+    }
+
+    /// The first candidate's prompt for one concept; the word itself when there is none.
+    ///
+    /// # Errors
+    /// Those of [`Rewriter::concept`].
+    pub fn first_prompt(&self, word: &str, style: Style) -> Result<String> {
+        let first = self.concept(word, style, 1)?.into_iter().next();
+        Ok(first.map_or_else(|| word.to_owned(), |candidate| candidate.prompt))
     }
 
     /// `subject, object, object, object, in style`.
@@ -184,9 +209,9 @@ impl<'a> Rewriter<'a> {
     /// Log-probability of every object as the first object of the rewrite, in the world's order.
     ///
     /// # Errors
-    /// None but bugs.
+    /// Those of MiniLM where objects are retrieved.
     pub fn object_log_probs(&self, word: &str) -> Result<Vec<f64>> {
-        let short = format!("{} {word}, in {}", TEMPLATES[0], Style::Colour.word());
+        let short = self.short(word, Style::Colour)?;
         let prompt = prompt_ids(self.features.vocabulary(), &short);
         let ids = Tensor::new(&prompt[..], &Device::Cpu)?.unsqueeze(0)?;
         let logits = self.model.last_logits(&ids, common::lm::Pass::default())?;

@@ -5,29 +5,33 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use common::assets::Assets;
-use common::checkpoint::Trained;
 use common::lm::Lm;
 use common::rng::{Seed, Stream};
 use common::{Result, emoji};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::baselines::{Neighbours, RETRIEVAL};
+use crate::choice;
 use crate::config::Config;
-use crate::data::pairs::{OBJECTS, TEMPLATES, optimised};
+use crate::data::pairs::{OBJECTS, TEMPLATES, optimised, prompt_ids};
 use crate::data::world::Split;
 use crate::data::{Gate, Images, Style, Vocabulary, World};
+use crate::eval::cosines;
 use crate::features::Features;
 use crate::model::reward::Standard;
 use crate::model::sample::{sample, start_noise};
 use crate::model::{Codec, Denoiser, QualityHead, Schedule, Scorer};
+use crate::store::{Piece, Store};
 use crate::train::denoiser::Captioned;
 use crate::train::plm::PlmOptions;
+use crate::train::ppo::Choices;
 use crate::train::refl::{Adapted, Asked, ReflOptions, RewardModel, Stage};
 use crate::train::scorer::Side;
 use crate::train::{self, History};
 
 /// Raised whenever training code changes what it gives.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Pictures of the base model that standardise the rewards (1,000 in the specification).
 const STANDARD_SAMPLE: usize = 128;
@@ -47,7 +51,7 @@ pub struct Base {
     pub schedule: Schedule,
     /// What is abstract.
     pub gate: Gate,
-    trained: Trained,
+    store: Store,
     fingerprint: String,
 }
 
@@ -96,6 +100,19 @@ impl Base {
     /// # Errors
     /// [`common::Error::Asset`] when an asset is absent; those of [`World::new`].
     pub fn new(config: &Config, assets: &Assets, seed: Seed) -> Result<Self> {
+        Self::open(config, assets, seed, true)
+    }
+
+    /// [`Base::new`] without the trained pieces that come with the crate: what the cache does not hold
+    /// is trained.
+    ///
+    /// # Errors
+    /// As [`Base::new`].
+    pub fn unbundled(config: &Config, assets: &Assets, seed: Seed) -> Result<Self> {
+        Self::open(config, assets, seed, false)
+    }
+
+    fn open(config: &Config, assets: &Assets, seed: Seed, bundled: bool) -> Result<Self> {
         let gate = match &config.concreteness {
             Some(path) => Gate::with_ratings(path)?,
             None => Gate::default(),
@@ -107,24 +124,17 @@ impl Base {
         let vocabulary = Vocabulary::new(names, words);
         let images = Images::draw(&world, config.diffusion.size)?;
         let schedule = Schedule::new(config.diffusion.beta, config.diffusion.times);
-        let trained = Trained::new(&assets.options().cache.join("trained").join("poac"));
+        let store = Store::new(&assets.options().cache.join("trained").join("poac"), bundled);
         let splits: Vec<u8> = world.concepts.iter().map(|concept| concept.split as u8).collect();
         let described = format!("{VERSION} {:?} {splits:?}", vocabulary.tokens());
         let fingerprint = common::run::hash8(described.as_bytes());
-        let key = json!([fingerprint, config.plm.width, seed.value()]);
-        let mut fitted = None;
-        let (tensors, ()) = trained.get_or_train("features", &key, |_| {
-            let features = Features::fit(vocabulary.clone(), config.plm.width, assets, seed)?;
-            let tensors = features.tensors()?;
-            fitted = Some(features);
-            Ok((tensors, ()))
+        let key = json!([fingerprint, config.plm.width]);
+        let (tensors, ()) = store.get("features", &key, |_| {
+            Ok((Features::fit(vocabulary.clone(), config.plm.width, assets)?.tensors()?, ()))
         })?;
-        let features = match fitted {
-            Some(features) => features,
-            None => Features::from_tensors(vocabulary, &tensors, assets)?,
-        };
+        let features = Features::from_tensors(vocabulary, &tensors, assets)?;
         let config = config.clone();
-        Ok(Self { config, world, images, features, schedule, gate, trained, fingerprint })
+        Ok(Self { config, world, images, features, schedule, gate, store, fingerprint })
     }
 
     /// Patch tokens of a picture.
@@ -152,12 +162,113 @@ impl Base {
     ) -> Result<(Lm, History)> {
         let key = json!([self.fingerprint, options, seed.value(), shuffle]);
         let fresh = train::plm::new_model(&self.features, options, seed)?;
-        let (tensors, history) = self.trained.get_or_train("plm", &key, |work| {
-            let history =
-                train::plm::fit(&fresh, &self.world, &self.features, options, shuffle, seed, work)?;
-            Ok((owned(fresh.parameters().tensors())?, history))
+        let (tensors, history) = self.store.get("plm", &key, |work| {
+            let retrieved =
+                match options.retrieved {
+                    0 => Vec::new(),
+                    count => Neighbours::new(&self.world, self.features.assets())?
+                        .objects_without_own(&self.world, RETRIEVAL, count),
+                };
+            let history = train::plm::fit(
+                &fresh,
+                &self.world,
+                &self.features,
+                options,
+                shuffle,
+                &retrieved,
+                seed,
+                work,
+            )?;
+            let rows = self.features.vocabulary().first_word();
+            Ok((train::plm::trained_tensors(&fresh, rows)?, history))
         })?;
-        Ok((Lm::from_tensors(fresh.config(), tensors)?, history))
+        Ok((train::plm::with_trained(&fresh, tensors)?, history))
+    }
+
+    /// The language model after PPO as configured, with the mean reward of every batch. The reward is
+    /// Eq. 12 with the quality head in place of the aesthetic one and scorer A in place of CLIP, whose
+    /// cosine costs below the base model's mean; the untuned denoiser draws.
+    ///
+    /// # Errors
+    /// Those of the training.
+    pub fn ppo(&self, models: &ImageModels, seed: Seed) -> Result<(Lm, History)> {
+        let (supervised, _) = self.plm(seed, false)?;
+        let (config, options) = (&self.config, &self.config.ppo);
+        let plm = &config.plm;
+        let key =
+            json!([self.fingerprint, plm, config.scorer, config.diffusion, options, seed.value()]);
+        let (tensors, history) = self.store.get("ppo", &key, |work| {
+            let rows = self.features.vocabulary().first_word();
+            let copy = train::plm::trained_tensors(&supervised, rows)?;
+            let model = train::plm::with_trained(&supervised, copy)?;
+            let vocabulary = self.features.vocabulary();
+            let name = |object: &crate::data::Object| vocabulary.id(&object.name).unwrap_or(0);
+            let choices = Choices {
+                names: self.world.objects.iter().map(name).collect(),
+                comma: vocabulary.id(",").unwrap_or(0),
+                rows,
+            };
+            let draw = |stream: &mut Stream| {
+                let [x, _] = self.train_prompts(1, 0.0, stream).remove(0);
+                (prompt_ids(vocabulary, &x), x)
+            };
+            let reward = |asked: &[String], chosen: &[[usize; OBJECTS]], stream: &mut Stream| {
+                let told = asked.iter().zip(chosen).map(|(x, objects)| {
+                    let names = objects.map(|at| self.world.objects[at].name.as_str());
+                    let grey = x.ends_with(Style::Grey.word());
+                    optimised(&names, if grey { Style::Grey } else { Style::Colour })
+                });
+                self.prompt_rewards(models, asked, &told.collect::<Vec<_>>(), stream)
+            };
+            let history = train::ppo::fit(&model, &choices, options, draw, reward, seed, work)?;
+            Ok((train::plm::trained_tensors(&model, rows)?, history))
+        })?;
+        Ok((train::plm::with_trained(&supervised, tensors)?, history))
+    }
+
+    /// Eq. 12: gain in quality of pictures of `told` over those of `asked`, minus a penalty for
+    /// pictures farther from `asked` than the base model's mean; averaged over `ppo.images` pictures.
+    fn prompt_rewards(
+        &self,
+        models: &ImageModels,
+        asked: &[String],
+        told: &[String],
+        stream: &mut Stream,
+    ) -> Result<Vec<f64>> {
+        let texts = self.features.batch(asked)?.mean()?;
+        let texts = models.scorer_a.embed_texts(&texts)?;
+        let mut sums = vec![0.0; asked.len()];
+        for _ in 0..self.config.ppo.images {
+            let first = stream.below(1 << 40) as u64;
+            let seeds: Vec<u64> = (0..asked.len() as u64).map(|at| first + at).collect();
+            let shown = |prompts: &[String]| -> Result<(Tensor, Vec<f32>)> {
+                let pictures = self.generate(&models.denoiser, &models.codec, prompts, &seeds)?;
+                let features = models.scorer_a.image_features(&pictures)?;
+                Ok((pictures, models.quality_a.forward(&features)?.to_vec1::<f32>()?))
+            };
+            let ((pictures, after), (_, before)) = (shown(told)?, shown(asked)?);
+            let near = cosines(&models.scorer_a.embed_images(&pictures)?, &texts)?;
+            for (at, sum) in sums.iter_mut().enumerate() {
+                let gap = near[at].max(0.0) - models.standards.clip.mean;
+                let relevance = (self.config.ppo.relevance * gap).min(0.0);
+                *sum += f64::from(after[at] - before[at]) + relevance;
+            }
+        }
+        Ok(sums.into_iter().map(|sum| sum / self.config.ppo.images as f64).collect())
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// A hash of data, splits and code.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Everything trained or taken from the cache so far, for [`crate::store::write`].
+    pub fn into_pieces(self) -> Vec<Piece> {
+        self.store.taken()
     }
 
     /// All image models of a seed before ReFL.
@@ -175,7 +286,7 @@ impl Base {
             (0..self.images.len()).map(|at| (at, Style::Colour)).collect();
         let pictures = self.images.batch(&objects)?;
         let key = json!([self.fingerprint, diffusion, seed.value()]);
-        let (mut tensors, history) = self.trained.get_or_train("denoiser", &key, |work| {
+        let (mut tensors, history) = self.store.get("denoiser", &key, |work| {
             let codec = Codec::fit(&pictures, components, seed)?;
             let captioned = Captioned::new(&self.world, &self.images, &codec, &self.features)?;
             let denoiser =
@@ -208,7 +319,17 @@ impl Base {
             standards: Standards { clip: Standard::of(&[]), quality: Standard::of(&[]) },
             histories,
         };
-        models.standards = self.standards(&models, seed)?;
+        let key = json!([
+            self.fingerprint,
+            diffusion,
+            self.config.scorer,
+            self.config.refl,
+            seed.value()
+        ]);
+        let (_, standards) = self
+            .store
+            .get("standards", &key, |_| Ok((BTreeMap::new(), self.standards(&models, seed)?)))?;
+        models.standards = standards;
         Ok(models)
     }
 
@@ -223,7 +344,7 @@ impl Base {
         let name = format!("scorer-{}", if side == Side::A { "a" } else { "b" });
         let own = Seed::new(seed.value() ^ if side == Side::A { 0xa } else { 0xb0 });
         let key = json!([self.fingerprint, options, size, own.value()]);
-        let (tensors, history) = self.trained.get_or_train(&name, &key, |work| {
+        let (tensors, history) = self.store.get(&name, &key, |work| {
             let scorer = Scorer::new(&options.model, size, width, own)?;
             let history = train::scorer::fit(
                 &scorer,
@@ -241,7 +362,7 @@ impl Base {
         histories.insert(name.clone(), history);
         let inputs = options.model.width;
         let name = format!("quality-{name}");
-        let (tensors, history) = self.trained.get_or_train(&name, &key, |work| {
+        let (tensors, history) = self.store.get(&name, &key, |work| {
             let head = QualityHead::new(inputs, train::quality::WIDTHS, own)?;
             let history = train::quality::fit(
                 &head,
@@ -341,7 +462,8 @@ impl Base {
         }
     }
 
-    /// The denoiser after ReFL, with one history a stage.
+    /// The denoiser after ReFL with the setting that validation concepts choose, with one history a
+    /// stage.
     ///
     /// # Errors
     /// Those of the training.
@@ -351,7 +473,9 @@ impl Base {
         tuning: Tuning,
         seed: Seed,
     ) -> Result<(Denoiser, Vec<History>)> {
-        self.tuned_with(models, &self.refl_options(tuning), seed)
+        let best = self.choose_refl(models, seed)?.best();
+        let refl = choice::settings(&self.config).swap_remove(best);
+        self.tuned_with(models, &refl_options(refl, tuning), seed)
     }
 
     /// [`Base::tuned`] with other settings than the config's.
@@ -367,7 +491,7 @@ impl Base {
         let config = &self.config;
         let key = json!([self.fingerprint, config.diffusion, config.scorer, refl, seed.value(),]);
         let all = refl.adapted == Adapted::All;
-        let (tensors, histories) = self.trained.get_or_train("refl", &key, |work: &Path| {
+        let (tensors, histories) = self.store.get("refl", &key, |work: &Path| {
             let mut denoiser = models.denoiser.clone();
             let adapters = denoiser.attach_lora(refl.rank, all, seed)?;
             let captioned =
@@ -391,20 +515,19 @@ impl Base {
         denoiser.load_lora(refl.rank, all, tensors)?;
         Ok((denoiser, histories))
     }
+}
 
-    fn refl_options(&self, tuning: Tuning) -> ReflOptions {
-        let refl = self.config.refl.clone();
-        match tuning {
-            Tuning::Reward => refl,
-            Tuning::Constant => ReflOptions {
-                stages: refl
-                    .stages
-                    .iter()
-                    .map(|stage| Stage { clip: 0.0, quality: 0.0, ..stage.clone() })
-                    .collect(),
-                ..refl
-            },
-        }
+fn refl_options(refl: ReflOptions, tuning: Tuning) -> ReflOptions {
+    match tuning {
+        Tuning::Reward => refl,
+        Tuning::Constant => ReflOptions {
+            stages: refl
+                .stages
+                .iter()
+                .map(|stage| Stage { clip: 0.0, quality: 0.0, ..stage.clone() })
+                .collect(),
+            ..refl
+        },
     }
 }
 

@@ -17,6 +17,9 @@ use common::rng::Seed;
 use common::stats;
 
 use crate::config::Config;
+use crate::store::Piece;
+use crate::studio::Base;
+use crate::train::History;
 
 /// Printed with every row.
 pub const CAVEAT: &str = "emoji at 32 × 32 pixels with English keywords, models trained here; not \
@@ -45,6 +48,34 @@ pub fn run(config: &Config, context: &Context, seeds: &[u64]) -> Result<Report> 
     report.rows.extend(rows);
     report.figures.extend(figures);
     report.finish()
+}
+
+/// Trains everything that [`run`] uses, without the trained pieces that come with the crate; what the
+/// cache holds is taken from there. Returns the history of every training by name, and the pieces.
+///
+/// # Errors
+/// Those of the trainings and assets.
+pub fn train(
+    config: &Config,
+    assets: &Assets,
+    seeds: &[u64],
+) -> Result<(Vec<(String, History)>, Vec<Piece>)> {
+    let (mut histories, mut pieces) = (Vec::new(), Vec::new());
+    for (at, &number) in seeds.iter().enumerate() {
+        let seed = Seed::new(number);
+        let base = Base::unbundled(config, assets, seed)?;
+        let (_, _, history) = objects::train(&base, seed, at == 0)?;
+        histories.push((format!("language model, seed {number}"), history));
+        if at == 0 {
+            let trained = pictures::train(&base, seed)?;
+            histories.extend(trained.models.histories);
+            let stages = trained.refl_histories.into_iter().enumerate();
+            histories
+                .extend(stages.map(|(at, history)| (format!("ReFL, stage {}", at + 1), history)));
+        }
+        pieces.extend(base.into_pieces());
+    }
+    Ok((histories, pieces))
 }
 
 /// Mean of values with a percentile bootstrap interval over items (concepts).

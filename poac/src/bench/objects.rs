@@ -1,5 +1,7 @@
 //! Which objects does a rewritten prompt name? No picture is involved.
 
+use std::collections::BTreeSet;
+
 use common::Result;
 use common::assets::Assets;
 use common::lm::Lm;
@@ -11,24 +13,45 @@ use ndarray::Array2;
 
 use super::{CAVEAT, over_items};
 use crate::baselines::{Neighbours, VOTES, Vote, most_filed, top};
-use crate::config::Config;
+use crate::config::{Config, SearchConfig};
 use crate::data::Style;
 use crate::data::pairs::OBJECTS;
 use crate::data::world::{Concept, Split};
 use crate::eval::{ObjectScores, distinct_n, object_scores};
 use crate::rewrite::Rewriter;
 use crate::studio::Base;
+use crate::train::History;
 use crate::train::plm::PlmOptions;
 
 /// Weights of the keyword vote beside the language model that are tried on validation concepts.
-pub const MIXES: [f64; 5] = [0.25, 0.5, 1.0, 2.0, 4.0];
+pub const MIXES: [f64; 6] = [0.25, 0.5, 1.0, 2.0, 4.0, 16.0];
+
+/// The baseline after TIAC.
+pub(super) const TIAC: &str = "TIAC-style gloss (MiniLM)";
 
 /// One seed: its split, its language models and the embeddings of its held-out concepts.
 struct Trial {
     base: Base,
     model: Lm,
-    /// Shuffled pairs and random token table, for the first seed only.
+    /// Random token table and shuffled pairs, for the first seed only.
     others: Option<[Lm; 2]>,
+}
+
+/// Trains the language models of a seed, or finds them trained; with the history of the first.
+pub(super) fn train(
+    base: &Base,
+    seed: Seed,
+    first: bool,
+) -> Result<(Lm, Option<[Lm; 2]>, History)> {
+    let (model, history) = base.plm(seed, false)?;
+    let others = match first {
+        true => {
+            let plain = PlmOptions { word_features: false, ..base.config.plm.clone() };
+            Some([base.plm_with(&plain, seed, false)?.0, base.plm(seed, true)?.0])
+        }
+        false => None,
+    };
+    Ok((model, others, history))
 }
 
 /// The objects that each method names for each concept.
@@ -62,17 +85,13 @@ pub fn run(
     for &seed in seeds {
         let seed = Seed::new(seed);
         let base = Base::new(config, assets, seed)?;
-        let (model, _) = base.plm(seed, false)?;
-        let others = match trials.is_empty() {
-            true => Some([plain_plm(config, &base, seed)?, base.plm(seed, true)?.0]),
-            false => None,
-        };
+        let (model, others, _) = train(&base, seed, trials.is_empty())?;
         trials.push(Trial { base, model, others });
     }
     let tuned = tune(&trials, assets)?;
     let resamples = config.bench.resamples;
     let mut rows = Vec::new();
-    let names: [(&str, Role, &str); 8] = [
+    let names: [(&str, Role, &str); 9] = [
         ("PLM, token table from MiniLM", Role::Paper, "GPT-2 shape; the first of 8 beams"),
         (
             "PLM + keyword vote",
@@ -87,6 +106,7 @@ pub fn run(
             "neighbours and power chosen on validation concepts",
         ),
         ("nearest names (MiniLM)", Role::Baseline, "names nearest to the concept, no training"),
+        (TIAC, Role::Baseline, "names nearest to a gloss of five train keywords, for TIAC's LLM"),
         (
             "PLM, random token table",
             Role::Ablation,
@@ -145,6 +165,9 @@ pub fn run(
         }
     }
     rows.extend(differences(&names, &scores, resamples, seeds));
+    if let Some(trial) = trials.first() {
+        rows.extend(variety(trial, resamples)?);
+    }
     rows.push(Row {
         claim: "rewritten prompts vary".into(),
         dataset: "held-out concepts, objects".into(),
@@ -171,17 +194,45 @@ pub fn run(
     Ok((rows, figures, tuned))
 }
 
-/// The ablation: random token vectors, all of them trained.
-fn plain_plm(config: &Config, base: &Base, seed: Seed) -> Result<Lm> {
-    let plain = PlmOptions { word_features: false, ..config.plm.clone() };
-    Ok(base.plm_with(&plain, seed, false)?.0)
-}
-
 impl Trial {
     fn rewriter<'a>(&'a self, model: &'a Lm) -> Rewriter<'a> {
         let Base { features, world, config, .. } = &self.base;
         Rewriter::new(model, features, world, &config.search)
     }
+}
+
+/// Candidates whose variety is counted.
+const CANDIDATES: usize = 8;
+
+/// Different objects among the candidates for a concept, by ordinary and by diverse beam search.
+fn variety(trial: &Trial, resamples: usize) -> Result<Vec<Row>> {
+    let Base { features, world, config, .. } = &trial.base;
+    let concepts: Vec<&Concept> = world.split(Split::Test).collect();
+    let mut rows = Vec::new();
+    for (name, groups) in [("beam search", 1), ("diverse beam search", CANDIDATES)] {
+        let search = SearchConfig { groups, ..config.search.clone() };
+        let rewriter = Rewriter::new(&trial.model, features, world, &search);
+        let different = |concept: &&Concept| {
+            let found = rewriter.concept(&concept.word, Style::Colour, CANDIDATES)?;
+            let objects: BTreeSet<usize> = found.into_iter().flat_map(|c| c.objects).collect();
+            Ok(objects.len() as f64)
+        };
+        let counts = concepts.iter().map(different).collect::<Result<Vec<f64>>>()?;
+        let (mean, ci) = over_items(&counts, resamples, "variety");
+        rows.push(Row {
+            claim: "rewritten prompts vary".into(),
+            dataset: "held-out concepts, objects".into(),
+            method: format!("PLM, {name}"),
+            role: Role::Ablation,
+            metric: "different objects in 8 candidates".into(),
+            mean: Some(mean),
+            ci95: Some(ci),
+            n: counts.len(),
+            note: Some(CAVEAT.into()),
+            ..Row::default()
+        });
+    }
+    Ok(rows)
 }
 
 fn embeddings(concepts: &[&Concept], neighbours: &Neighbours<'_>) -> Result<Array2<f32>> {
@@ -248,6 +299,10 @@ fn predict(
         each(&|row| top(&neighbours.by_keywords(row, Vote { neighbours: 1, power: 1 }), OBJECTS)),
         each(&|row| top(&neighbours.by_keywords(row, tuned.vote), OBJECTS)),
         each(&|row| top(&neighbours.by_name(row), OBJECTS)),
+        concepts
+            .iter()
+            .map(|concept| Ok(top(&neighbours.by_gloss(&concept.word)?, OBJECTS)))
+            .collect::<Result<_>>()?,
     ];
     for model in trial.others.iter().flatten() {
         all.push(beam(model)?);
@@ -262,7 +317,7 @@ fn differences(
     resamples: usize,
     seeds: &[u64],
 ) -> Vec<Row> {
-    let pairs = [(0, 2), (0, 3), (0, 4), (1, 0), (1, 4)];
+    let pairs = [(0, 2), (0, 3), (0, 4), (1, 0), (1, 3), (1, 4)];
     pairs
         .into_iter()
         .map(|(ours, theirs)| {

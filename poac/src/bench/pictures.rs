@@ -10,15 +10,16 @@ use common::report::{Figure, Role, Row};
 use common::rng::Seed;
 use common::stats;
 
-use super::objects::{Tuned, mixed_objects};
+use super::objects::{TIAC, Tuned, mixed_objects};
 use super::sheet::{Sheet, SheetRow};
 use super::{CAVEAT, over_items};
-use crate::baselines::{Neighbours, most_filed};
+use crate::baselines::{Neighbours, most_filed, top};
+use crate::choice;
 use crate::config::Config;
 use crate::data::Style;
 use crate::data::pairs::{OBJECTS, TEMPLATES};
 use crate::data::world::{Concept, Split};
-use crate::eval::{chance, concept_hits, cosines, diversity};
+use crate::eval::{ConceptTexts, chance, concept_hits, concept_scores, cosines, diversity};
 use crate::model::Denoiser;
 use crate::rewrite::Rewriter;
 use crate::studio::{Base, ImageModels, Tuning};
@@ -50,6 +51,7 @@ struct Method<'a> {
 #[derive(Default)]
 struct Measured {
     hits: Vec<f64>,
+    concept: Vec<f64>,
     clip_x: Vec<f64>,
     clip_y: Vec<f64>,
     reward: Vec<f64>,
@@ -71,11 +73,22 @@ pub fn run(
     let seed = Seed::new(seeds.first().copied().unwrap_or(0));
     let base = Base::new(config, assets, seed)?;
     let (model, plm_history) = base.plm(seed, false)?;
-    let models = base.image_models(seed)?;
-    let (refl, refl_histories) = base.tuned(&models, Tuning::Reward, seed)?;
-    let (constant, _) = base.tuned(&models, Tuning::Constant, seed)?;
+    let Trained { models, refl, refl_histories, constant } = train(&base, seed)?;
     let concepts = held_out(&base, config.bench.concepts);
     let prompts = prompts(&base, &model, &concepts, assets, tuned)?;
+    let ppo = match config.ppo.steps {
+        0 => None,
+        _ => {
+            let (model, _) = base.ppo(&models, seed)?;
+            let rewriter = Rewriter::new(&model, &base.features, &base.world, &config.search);
+            Some(
+                concepts
+                    .iter()
+                    .map(|c| rewriter.first_prompt(&c.word, Style::Colour))
+                    .collect::<Result<Vec<_>>>()?,
+            )
+        }
+    };
     let chosen = choose(&base, &model, &models, &refl, assets, tuned)?;
     let note = format!(
         "{} of the likeliest objects and the {} denoiser, both chosen on validation concepts; scorer \
@@ -84,7 +97,7 @@ pub fn run(
         if chosen.refl { "ReFL-tuned" } else { "untuned" },
         config.bench.best_of
     );
-    let methods = [
+    let mut methods = vec![
         Method {
             name: "PLM + ReFL",
             role: Role::Paper,
@@ -114,6 +127,14 @@ pub fn run(
             role: Role::Baseline,
             note: "objects of the nearest train keyword by MiniLM",
             prompts: &prompts.lookup,
+            denoiser: &models.denoiser,
+            best_of: 1,
+        },
+        Method {
+            name: TIAC,
+            role: Role::Baseline,
+            note: "objects near a gloss of train keywords; TIAC asks an LLM",
+            prompts: &prompts.gloss,
             denoiser: &models.denoiser,
             best_of: 1,
         },
@@ -150,17 +171,44 @@ pub fn run(
             best_of: 1,
         },
     ];
+    if let Some(prompts) = &ppo {
+        methods.push(Method {
+            name: "PLM + PPO",
+            role: Role::Ablation,
+            note: "the language model tuned by Promptist's reward, the denoiser untuned",
+            prompts,
+            denoiser: &models.denoiser,
+            best_of: 1,
+        });
+    }
     let judge = Judge::new(&base, &models, &concepts)?;
     let mut measured = Vec::new();
     for method in &methods {
         measured.push(judge.measure(method, seeds, config.bench.pictures)?);
     }
     let mut rows = rows(&methods, &measured, &concepts, config, seeds);
+    rows.extend(refl_settings(&base, &models, seed)?);
     rows.extend(references(&base, &models, &judge, &concepts, &prompts, config)?);
     rows.extend(comparisons(&methods, &measured, &concepts, config, seeds));
-    let mut figures = vec![sheet(&base, &concepts, &prompts, &measured, config)?];
+    let mut figures = vec![sheet(&base, &methods, &concepts, &prompts, &measured, config)?];
     figures.extend(curves(&models.histories, &plm_history, &refl_histories));
     Ok((rows, figures))
+}
+
+/// The image models of a seed.
+pub(super) struct Trained {
+    pub(super) models: ImageModels,
+    refl: Denoiser,
+    pub(super) refl_histories: Vec<History>,
+    constant: Denoiser,
+}
+
+/// Trains the image models, or finds them trained.
+pub(super) fn train(base: &Base, seed: Seed) -> Result<Trained> {
+    let models = base.image_models(seed)?;
+    let (refl, refl_histories) = base.tuned(&models, Tuning::Reward, seed)?;
+    let (constant, _) = base.tuned(&models, Tuning::Constant, seed)?;
+    Ok(Trained { models, refl, refl_histories, constant })
 }
 
 /// What validation concepts chose.
@@ -224,6 +272,7 @@ struct Prompts {
     plm: Vec<String>,
     plm_objects: Vec<Vec<usize>>,
     lookup: Vec<String>,
+    gloss: Vec<String>,
     /// With one, two and three objects.
     mixed: [Vec<String>; OBJECTS],
     frequent: Vec<String>,
@@ -245,6 +294,7 @@ fn prompts(
         plm: Vec::new(),
         plm_objects: Vec::new(),
         lookup: Vec::new(),
+        gloss: Vec::new(),
         mixed: Default::default(),
         frequent: vec![frequent; concepts.len()],
     };
@@ -258,6 +308,7 @@ fn prompts(
         let near: Vec<usize> =
             neighbours.nearest(embedded.row(0)).1.iter().copied().take(OBJECTS).collect();
         prompts.lookup.push(rewriter.prompt(&[], &near, style));
+        prompts.gloss.push(rewriter.prompt(&[], &top(&neighbours.by_gloss(word)?, OBJECTS), style));
         let objects = mixed_objects(&rewriter, &neighbours, word, tuned)?;
         for (at, mixed) in prompts.mixed.iter_mut().enumerate() {
             mixed.push(rewriter.prompt(&[], &objects[..objects.len().min(at + 1)], style));
@@ -272,8 +323,7 @@ struct Judge<'a> {
     models: &'a ImageModels,
     concepts: &'a [Concept],
     real: Tensor,
-    /// `[concepts, embedding]`
-    words: Tensor,
+    texts: ConceptTexts,
 }
 
 impl<'a> Judge<'a> {
@@ -281,9 +331,8 @@ impl<'a> Judge<'a> {
         let all: Vec<(usize, Style)> =
             (0..base.images.len()).map(|at| (at, Style::Colour)).collect();
         let real = models.scorer_b.embed_images(&base.images.batch(&all)?)?.detach();
-        let words: Vec<&str> = concepts.iter().map(|concept| concept.word.as_str()).collect();
-        let words = models.scorer_b.embed_texts(&base.features.batch(&words)?.mean()?)?.detach();
-        Ok(Self { base, models, concepts, real, words })
+        let texts = ConceptTexts::new(&base.world, &base.features, &models.scorer_b, concepts)?;
+        Ok(Self { base, models, concepts, real, texts })
     }
 
     fn hits(&self, pictures: &Tensor) -> Result<Vec<f64>> {
@@ -328,7 +377,8 @@ impl<'a> Judge<'a> {
                 }
                 let embedded = models.scorer_b.embed_images(&shown)?;
                 measured.hits.extend(self.hits(&shown)?);
-                measured.clip_x.extend(cosines(&embedded, &self.words)?);
+                measured.concept.extend(concept_scores(&embedded, &self.texts)?);
+                measured.clip_x.extend(cosines(&embedded, &self.texts.words)?);
                 measured.clip_y.extend(cosines(&embedded, &texts_b)?);
                 measured.reward.extend(best);
                 let quality = models.quality_b.forward(&models.scorer_b.image_features(&shown)?)?;
@@ -374,8 +424,9 @@ fn rows(
     seeds: &[u64],
 ) -> Vec<Row> {
     let resamples = config.bench.resamples;
-    let metrics: [(&str, fn(&Measured) -> &[f64]); 5] = [
+    let metrics: [(&str, fn(&Measured) -> &[f64]); 6] = [
         (METRIC, |m| &m.hits),
+        ("concept score (scorer B)", |m| &m.concept),
         ("cosine to x (scorer B)", |m| &m.clip_x),
         ("cosine to y (scorer B)", |m| &m.clip_y),
         ("cosine to y (scorer A, the reward)", |m| &m.reward),
@@ -410,6 +461,28 @@ fn rows(
         });
     }
     rows
+}
+
+/// How the settings of ReFL did on validation concepts, where one of them was chosen.
+fn refl_settings(base: &Base, models: &ImageModels, seed: Seed) -> Result<Vec<Row>> {
+    let choice = base.choose_refl(models, seed)?;
+    let settings = choice::settings(&base.config);
+    if settings.len() == 1 {
+        return Ok(Vec::new());
+    }
+    let n = base.world.split(Split::Validation).count();
+    let row = |name: &str, score: f64, note: &str| Row {
+        dataset: "validation concepts, pictures".into(),
+        mean: Some(score),
+        n,
+        ..row(name, Role::Ablation, "concept score (scorer B)", note)
+    };
+    let mut rows = vec![row("PLM", choice.untuned, "without ReFL")];
+    for (at, (options, &score)) in settings.iter().zip(&choice.scores).enumerate() {
+        let note = if at == choice.best() { "the setting that is used" } else { "" };
+        rows.push(row(&format!("ReFL: {}", choice::describe(options)), score, note));
+    }
+    Ok(rows)
 }
 
 /// Chance level, and the real pictures of the objects in place of generated ones.
@@ -487,8 +560,9 @@ fn comparisons(
         let (a, b) = (&measured[at(first)], &measured[at(second)]);
         let role = methods[at(first)].role;
         let part = |of: fn(&Measured) -> &[f64], m: &Measured| by_concept(of(m), concepts.len());
-        let metrics: [(&str, fn(&Measured) -> &[f64]); 3] = [
+        let metrics: [(&str, fn(&Measured) -> &[f64]); 4] = [
             ("difference in ConceptHit@5", |m| &m.hits),
+            ("difference in concept score (scorer B)", |m| &m.concept),
             ("difference in cosine to y (scorer B)", |m| &m.clip_y),
             ("difference in quality", |m| &m.quality),
         ];
@@ -539,12 +613,19 @@ fn comparisons(
 
 fn sheet(
     base: &Base,
+    methods: &[Method<'_>],
     concepts: &[Concept],
     prompts: &Prompts,
     measured: &[Measured],
     config: &Config,
 ) -> Result<Figure> {
-    let columns = [(2, "raw"), (4, "PLM"), (0, "PLM + ReFL"), (1, "ours")];
+    let at = |name: &str| methods.iter().position(|method| method.name == name).unwrap_or(0);
+    let columns = [
+        (at("raw prompt"), "raw"),
+        (at("PLM"), "PLM"),
+        (at("PLM + ReFL"), "PLM + ReFL"),
+        (1, "ours"),
+    ];
     let count = config.bench.sheet.min(concepts.len());
     let mut sheet = Sheet {
         columns: columns.iter().map(|(_, name)| (*name).to_owned()).collect(),

@@ -2,22 +2,20 @@
 
 use common::Result;
 use common::cli::{CommonArgs, text};
-use common::rng::Seed;
 use serde_json::json;
 
+use super::stable::FitArgs;
+use crate::bench;
 use crate::config::Config;
-use crate::studio::Tuning;
+use crate::store;
 use crate::train::History;
 
-pub(super) fn fit(args: &CommonArgs, config: &Config) -> Result<String> {
-    let seed = Seed::new(args.seed);
-    let base = super::base_of(args, config)?;
-    let (_, plm) = base.plm(seed, false)?;
-    let models = base.image_models(seed)?;
-    let (_, refl) = base.tuned(&models, Tuning::Reward, seed)?;
-    let mut all: Vec<(String, &History)> = vec![("language model".into(), &plm)];
-    all.extend(models.histories.iter().map(|(name, history)| (name.clone(), history)));
-    all.extend(refl.iter().enumerate().map(|(at, h)| (format!("ReFL, stage {}", at + 1), h)));
+pub(super) fn fit(verb: &FitArgs, args: &CommonArgs, config: &Config) -> Result<String> {
+    let seeds = args.seed_values(super::seeds(args));
+    let (all, pieces) = bench::train(config, &super::assets_of(args), &seeds)?;
+    if let Some(folder) = &verb.bundle {
+        store::write(folder, pieces)?;
+    }
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
     let ends = |history: &History| {
         let tenth = (history.losses.len() / 10).max(1).min(history.losses.len());

@@ -68,18 +68,22 @@ pub fn run(cli: &Cli) -> Result<String> {
         Verb::Generate(verb) => generate::generate(verb, args, &resolved.config),
         Verb::Fit(verb) => match &verb.diffusion {
             Some(spec) => stable::fit(spec, verb, args, &resolved.config),
-            None => fit::fit(args, &resolved.config),
+            None => fit::fit(verb, args, &resolved.config),
         },
         Verb::Eval(verb) => rewrite::eval(verb, args, &resolved.config),
         Verb::Bench => {
             let context = Context { assets: assets_of(args), profile: args.profile };
-            let seeds = if args.profile == Profile::Smoke { 1 } else { 3 };
-            cli::bench("poac", args, &resolved, seeds, |_, seeds| {
+            cli::bench("poac", args, &resolved, seeds(args), |_, seeds| {
                 bench::run(&resolved.config, &context, seeds)
             })
         }
         Verb::Config { schema } => cli::config(args, &resolved, *schema),
     }
+}
+
+/// Seeds of `bench` and `fit`, if the flags name no number.
+fn seeds(args: &CommonArgs) -> usize {
+    if args.profile == Profile::Smoke { 1 } else { 3 }
 }
 
 fn assets_of(args: &CommonArgs) -> Assets {

@@ -18,7 +18,8 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::data::clean_prompt;
-use crate::train::stable::{self, Wish, Wishes};
+use crate::image_reward::ImageReward;
+use crate::train::stable::{self, Judge, Wish, Wishes};
 
 /// Layers with adapters, as in the public ReFL trainers and diffusers.
 const TARGETS: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
@@ -51,15 +52,21 @@ pub struct StableArgs {
 pub struct FitArgs {
     /// Tune this Stable Diffusion model instead of the emoji world's: hf:OWNER/NAME[@REVISION] or a
     /// folder
-    #[arg(long, value_name = "MODEL", requires = "clip")]
+    #[arg(long, value_name = "MODEL", requires = "prompts", requires = "reward")]
     pub diffusion: Option<String>,
     /// The CLIP that gives the reward: hf:OWNER/NAME[@REVISION] or a folder
-    #[arg(long, value_name = "MODEL", requires = "prompts")]
+    #[arg(long, value_name = "MODEL", group = "reward")]
     pub clip: Option<String>,
+    /// The ImageReward that gives the reward instead: hf:OWNER/NAME[@REVISION] or a folder
+    #[arg(long, value_name = "MODEL", group = "reward")]
+    pub image_reward: Option<String>,
     /// Table with the columns prompt, and if present optimised (what the model is told) and image (a
     /// file beside the table, for the pre-training loss)
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
+    /// Write the trained pieces of the emoji world as the files that come with the crate
+    #[arg(long, value_name = "DIR", conflicts_with = "diffusion")]
+    pub bundle: Option<PathBuf>,
     /// Where the trained adapters go; diffusers' load_lora_weights reads the file
     #[arg(long, value_name = "FILE", default_value = "pytorch_lora_weights.safetensors")]
     pub adapters: PathBuf,
@@ -113,25 +120,30 @@ pub(super) fn fit(
     args: &CommonArgs,
     config: &Config,
 ) -> Result<String> {
-    let (Some(clip), Some(prompts)) = (&verb.clip, &verb.prompts) else {
-        return Err(Error::usage("--diffusion needs --clip and --prompts"));
+    let Some(prompts) = &verb.prompts else {
+        return Err(Error::usage("--diffusion needs --prompts"));
     };
     let assets = super::assets_of(args);
     let seed = Seed::new(args.seed);
     let mut model = StableDiffusion::open(spec, &assets)?;
-    let clip = Clip::open(clip, &assets)?;
+    let judge = match (&verb.clip, &verb.image_reward) {
+        (Some(spec), _) => Judge::Clip(Box::new(Clip::open(spec, &assets)?)),
+        (_, Some(spec)) => Judge::ImageReward(Box::new(ImageReward::open(spec, &assets)?)),
+        _ => return Err(Error::usage("--diffusion needs --clip or --image-reward")),
+    };
     let size = verb.size.unwrap_or_else(|| model.size());
     model.latent_side(size)?;
     let refl = &config.refl;
     let wishes = read_wishes(prompts, size)?;
     // a run with other settings must not continue this one's checkpoints
-    let described = format!("{spec} {:?} {size} {refl:?} {} {wishes:?}", verb.clip, args.seed);
+    let by = (&verb.clip, &verb.image_reward);
+    let described = format!("{spec} {by:?} {size} {refl:?} {} {wishes:?}", args.seed);
     let hash = common::run::hash8(described.as_bytes());
-    let wishes = Wishes::new(&model, &clip, &wishes, size, refl.inference_steps, seed)?;
+    let wishes = Wishes::new(&model, &judge, &wishes, size, refl.inference_steps, seed)?;
     let adapters = model.unet.attach_lora(&lora(config), seed)?;
     let folder = verb.adapters.parent().filter(|folder| !folder.as_os_str().is_empty());
     let work = folder.unwrap_or(Path::new(".")).join(format!("checkpoints-{hash}"));
-    let history = stable::fit(&model, &adapters, &clip, &wishes, refl, seed, &work)?;
+    let history = stable::fit(&model, &adapters, &judge, &wishes, refl, seed, &work)?;
     let named: BTreeMap<String, Tensor> =
         adapters.tensors().into_iter().map(|(name, t)| (format!("unet.{name}"), t)).collect();
     let bytes = safetensors::serialize(&named, None)

@@ -20,6 +20,13 @@ pub struct Example {
     pub prompt: usize,
 }
 
+/// A short prompt: `a picture of peace, in colour`; with retrieved objects `a picture of peace with
+/// dove, lotus, in colour`.
+pub fn short(template: &str, word: &str, retrieved: &[&str], style: Style) -> String {
+    let with = if retrieved.is_empty() { "" } else { " with " };
+    format!("{template} {word}{with}{}, in {}", retrieved.join(", "), style.word())
+}
+
 /// The serialised prompt `x rephrase :` (§3.2); unknown words are left out.
 pub fn prompt_ids(vocabulary: &Vocabulary, short: &str) -> Vec<u32> {
     vocabulary.encode(&format!("{} rephrase :", short.trim())).0
@@ -43,6 +50,8 @@ pub struct PairSource<'a> {
     pub abstract_share: f64,
     /// Objects of another concept in place of the right ones: the shuffled control.
     shuffled: Option<Vec<usize>>,
+    /// Objects that other keywords suggest for each concept, for the short prompt; empty = none.
+    pub retrieved: &'a [Vec<usize>],
 }
 
 impl<'a> PairSource<'a> {
@@ -64,7 +73,7 @@ impl<'a> PairSource<'a> {
             }
             to
         });
-        Self { world, vocabulary, all, abstracts, abstract_share: 0.5, shuffled }
+        Self { world, vocabulary, all, abstracts, abstract_share: 0.5, shuffled, retrieved: &[] }
     }
 
     /// One pair.
@@ -78,12 +87,13 @@ impl<'a> PairSource<'a> {
         let target = self.shuffled.as_ref().map_or(concept, |to| to[concept]);
         let objects = &self.world.concepts[target].objects;
         let chosen = stream.sample(objects.len(), OBJECTS);
-        let names: Vec<&str> =
-            chosen.iter().map(|&at| self.world.objects[objects[at]].name.as_str()).collect();
+        let name = |at: usize| self.world.objects[at].name.as_str();
+        let names: Vec<&str> = chosen.iter().map(|&at| name(objects[at])).collect();
+        let near = self.retrieved.get(concept).map_or(&[][..], Vec::as_slice);
+        let near: Vec<&str> = near.iter().map(|&at| name(at)).collect();
         let style = Style::ALL[stream.below(Style::ALL.len())];
         let template = TEMPLATES[stream.below(TEMPLATES.len())];
-        let short =
-            format!("{template} {}, in {}", self.world.concepts[concept].word, style.word());
+        let short = short(template, &self.world.concepts[concept].word, &near, style);
         self.example(&short, &optimised(&names, style))
     }
 

@@ -54,6 +54,11 @@ impl Vocabulary {
         (at < self.names).then_some(at as usize)
     }
 
+    /// The id after template words and names: the first word that names no object.
+    pub fn first_word(&self) -> usize {
+        (self.first_name + self.names) as usize
+    }
+
     /// Adds a word if it is new; its id.
     pub fn add(&mut self, word: &str) -> u32 {
         if let Some(&id) = self.ids.get(word) {

@@ -207,7 +207,8 @@ fn is_sign(name: &str, group: Group) -> bool {
     group == Group::Symbols && words.iter().any(|word| name.contains(word))
 }
 
-fn family(word: &str) -> String {
+/// The letters that a word shares with its family.
+pub fn family(word: &str) -> String {
     word.chars().take(FAMILY).collect()
 }
 

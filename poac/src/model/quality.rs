@@ -55,9 +55,14 @@ impl QualityHead {
         &self.parameters
     }
 
-    /// Scores `[n]` of features `[n, inputs]`.
+    /// Scores `[n]` of features `[n, inputs]`, which are scaled to unit length.
     pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
-        let mut x = unit(features)?;
+        self.raw(&unit(features)?)
+    }
+
+    /// Scores `[n]` of features `[n, inputs]` as they are (ImageReward).
+    pub fn raw(&self, features: &Tensor) -> Result<Tensor> {
+        let mut x = features.clone();
         for layer in &self.layers {
             x = layer.forward(&x)?;
         }

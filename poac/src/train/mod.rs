@@ -2,6 +2,7 @@
 
 pub mod denoiser;
 pub mod plm;
+pub mod ppo;
 pub mod quality;
 pub mod refl;
 pub mod scorer;

@@ -1,5 +1,5 @@
 //! Reward feedback learning of a Stable Diffusion model (Algorithm 2 as in ImageReward's trainers):
-//! adapters on the U-Net's attention layers, CLIP's cosine as reward.
+//! adapters on the U-Net's attention layers, CLIP's cosine or ImageReward as reward.
 
 use std::path::Path;
 
@@ -12,12 +12,70 @@ use common::{Error, Result, ops};
 
 use super::refl::ReflOptions;
 use super::{History, Pace, SLICES, train};
+use crate::image_reward::{ImageReward, Tokens};
 use crate::model::reward::{Standard, reward_loss};
+
+/// What judges a picture by its prompt.
+#[derive(Debug)]
+pub enum Judge {
+    /// The cosine of CLIP's features, standardised over the untuned model's pictures (Eq. 10).
+    Clip(Box<Clip>),
+    /// ImageReward, standardised by its own constants (Eq. 9).
+    ImageReward(Box<ImageReward>),
+}
+
+/// Prompts as a [`Judge`] reads them.
+#[derive(Debug)]
+enum Texts {
+    Clip(Tensor),
+    ImageReward(Tokens),
+}
+
+impl Judge {
+    fn texts(&self, prompts: &[&str]) -> Result<Texts> {
+        Ok(match self {
+            Self::Clip(clip) => Texts::Clip(clip.embed_texts(prompts)?.detach()),
+            Self::ImageReward(model) => Texts::ImageReward(model.tokens(prompts)?),
+        })
+    }
+
+    /// Raw scores `[n]` of pictures in 0..1 for as many prompts.
+    fn score(&self, pictures: &Tensor, texts: &Texts) -> Result<Tensor> {
+        match (self, texts) {
+            (Self::Clip(clip), Texts::Clip(texts)) => {
+                cosine(&clip.embed_pictures(pictures)?, texts)
+            }
+            (Self::ImageReward(model), Texts::ImageReward(tokens)) => {
+                model.reward(pictures, tokens)
+            }
+            _ => Err(Error::Bug("prompts of another judge".into())),
+        }
+    }
+}
+
+impl Texts {
+    fn select(&self, rows: &Tensor) -> Result<Self> {
+        Ok(match self {
+            Self::Clip(texts) => Self::Clip(texts.index_select(rows, 0)?),
+            Self::ImageReward(tokens) => Self::ImageReward(Tokens {
+                ids: tokens.ids.index_select(rows, 0)?,
+                mask: tokens.mask.index_select(rows, 0)?,
+            }),
+        })
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Clip(texts) => texts.dims()[0],
+            Self::ImageReward(tokens) => tokens.ids.dims()[0],
+        }
+    }
+}
 
 /// A prompt to learn from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wish {
-    /// What the picture should show; CLIP compares it with this text.
+    /// What the picture should show; the judge compares it with this text.
     pub original: String,
     /// What the model is told.
     pub told: String,
@@ -30,11 +88,12 @@ pub struct Wish {
 #[derive(Debug)]
 pub struct Wishes {
     told: Condition,
-    /// CLIP's features of the texts, `[n, width]`.
-    texts: Tensor,
+    /// The texts that pictures are compared with.
+    texts: Texts,
     /// Latents times γ for the pre-training loss, `[n, channels, side, side]`.
     clean: Tensor,
-    /// μ and σ of CLIP's cosine over the untuned model's pictures.
+    /// μ and σ of the score: for CLIP over the untuned model's pictures, for ImageReward 0 and 1, as
+    /// it is standardised already.
     pub standard: Standard,
 }
 
@@ -45,7 +104,7 @@ impl Wishes {
     /// [`Error::Data`] when there is no prompt; those of the models.
     pub fn new(
         model: &StableDiffusion,
-        clip: &Clip,
+        judge: &Judge,
         wishes: &[Wish],
         size: usize,
         steps: usize,
@@ -60,7 +119,7 @@ impl Wishes {
             DrawOptions { steps, guidance: 1.0, sampler: SamplerKind::Ddim, size: Some(size) };
         let seeds: Vec<u64> =
             (0..wishes.len() as u64).map(|at| seed.value() ^ (at << 20)).collect();
-        let texts = clip.embed_texts(&texts)?.detach();
+        let texts = judge.texts(&texts)?;
         let (mut clean, mut scores) = (Vec::new(), Vec::new());
         let factor = model.vae.config().scaling_factor;
         for (at, wish) in wishes.iter().enumerate() {
@@ -68,7 +127,8 @@ impl Wishes {
             let start = model.start(&seeds[at..=at], size)?;
             let drawn = model.latents(&start, &told[at..=at], "", &seeds[at..=at], &options)?;
             let shown = to_unit_range(&model.vae.decode(&(&drawn / factor)?)?)?;
-            let score = cosine(&clip.embed_pictures(&shown)?, &texts.narrow(0, at, 1)?)?;
+            let own = texts.select(&Tensor::new(&[at as u32], &Device::Cpu)?)?;
+            let score = judge.score(&shown, &own)?;
             scores.push(f64::from(score.to_vec1::<f32>()?[0]));
             clean.push(match &wish.picture {
                 Some(pixels) => {
@@ -79,13 +139,16 @@ impl Wishes {
             });
         }
         let told = model.condition(&told, size)?;
-        let standard = Standard::of(&scores);
+        let standard = match judge {
+            Judge::Clip(_) => Standard::of(&scores),
+            Judge::ImageReward(_) => Standard { mean: 0.0, sd: 1.0 },
+        };
         Ok(Self { told, texts, clean: Tensor::cat(&clean, 0)?, standard })
     }
 
     /// Number of prompts.
     pub fn len(&self) -> usize {
-        self.texts.dims()[0]
+        self.texts.len()
     }
 
     /// Never: [`Wishes::new`] wants a prompt.
@@ -94,7 +157,7 @@ impl Wishes {
     }
 
     /// Some of them as a batch.
-    fn select(&self, rows: &[u32]) -> Result<(Condition, Tensor, Tensor)> {
+    fn select(&self, rows: &[u32]) -> Result<(Condition, Texts, Tensor)> {
         let rows = Tensor::new(rows, &Device::Cpu)?;
         let pick = |tensor: &Tensor| tensor.index_select(&rows, 0);
         let added = match &self.told.added {
@@ -105,19 +168,19 @@ impl Wishes {
             None => None,
         };
         let told = Condition { text: pick(&self.told.text)?, added };
-        Ok((told, pick(&self.texts)?, pick(&self.clean)?))
+        Ok((told, self.texts.select(&rows)?, pick(&self.clean)?))
     }
 }
 
 /// Eq. 8 for one batch of prompts `rows`: the reward loss through `options.backprop_steps` denoising
-/// steps, the decoder and CLIP, and the pre-training loss (Eq. 7) beside it. `rewarded` = false gives
+/// steps, the decoder and the judge, and the pre-training loss (Eq. 7) beside it. `rewarded` = false gives
 /// the constant-reward control.
 ///
 /// # Errors
 /// Those of the models.
 pub fn refl_loss(
     model: &StableDiffusion,
-    clip: &Clip,
+    judge: &Judge,
     wishes: &Wishes,
     rows: &[u32],
     options: &ReflOptions,
@@ -147,8 +210,8 @@ pub fn refl_loss(
         let guess = answer(&x, &vec![times[m]; rows.len()])?;
         let (guess, _) = schedule.clean_and_noise(prediction, &x, &guess, times[m] as usize)?;
         let decoded = model.vae.decode(&(guess / model.vae.config().scaling_factor)?)?;
-        let pictures = clip.embed_pictures(&to_unit_range(&decoded)?)?;
-        let reward = wishes.standard.apply(&cosine(&pictures, &texts)?)?;
+        let score = judge.score(&to_unit_range(&decoded)?, &texts)?;
+        let reward = wishes.standard.apply(&score)?;
         total = Some(reward_loss(&reward, options.lambda, options.target)?);
     }
     if options.pretraining_loss || total.is_none() {
@@ -173,7 +236,7 @@ pub fn refl_loss(
 pub fn fit(
     model: &StableDiffusion,
     adapters: &Parameters,
-    clip: &Clip,
+    judge: &Judge,
     wishes: &Wishes,
     options: &ReflOptions,
     seed: Seed,
@@ -191,7 +254,7 @@ pub fn fit(
         let mut stream = seed.stream(&format!("stable/{step}/{slice}"));
         let rows: Vec<u32> =
             (0..options.batch / SLICES).map(|_| stream.below(wishes.len()) as u32).collect();
-        let value = refl_loss(model, clip, wishes, &rows, options, rewarded, &mut stream)?;
+        let value = refl_loss(model, judge, wishes, &rows, options, rewarded, &mut stream)?;
         Ok((value / SLICES as f64)?)
     };
     train("stable", adapters, &pace, None, work, Ok, loss)

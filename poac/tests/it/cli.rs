@@ -30,6 +30,8 @@ fn bad_prompts_and_settings_are_named() {
     fails(&["config", "--set", "plm.widht=3"], 2, "nearest key is plm.width");
     fails(&["config", "--set", "diffusion.size=30"], 2, "multiple of 8");
     fails(&["config", "--set", "plm.pace.batch=3"], 2, "even number");
+    fails(&["config", "--set", "search.groups=9"], 2, "search.groups");
+    fails(&["generate", "\u{1b}\u{7}\u{85}"], 3, "empty prompt");
     fails(&["eval", "absent.csv"], 6, "absent.csv");
 }
 

@@ -130,6 +130,54 @@ fn a_real_picture_hits_its_own_concept_and_chance_is_known() {
 }
 
 #[test]
+fn a_concept_score_sets_own_texts_against_other_concepts() {
+    let rows = |rows: &[[f32; 2]]| {
+        let shape = (rows.len(), 2);
+        candle_core::Tensor::from_vec(rows.concat(), shape, &candle_core::Device::Cpu).unwrap()
+    };
+    let pictures = rows(&[[1.0, 0.0], [0.6, 0.8]]);
+    let own = [rows(&[[1.0, 0.0], [0.0, 1.0]]), rows(&[[0.0, 1.0]])];
+    let words = rows(&[[1.0, 0.0], [0.0, 1.0]]);
+    let texts = poac::eval::ConceptTexts { words, own: own.to_vec() };
+    let scores = poac::eval::concept_scores(&pictures, &texts).unwrap();
+    // (1 + 0) / 2 - 0 and 0.8 - 0.6
+    assert!((scores[0] - 0.5).abs() < 1e-6 && (scores[1] - 0.2).abs() < 1e-6, "{scores:?}");
+}
+
+#[test]
+fn a_short_prompt_names_what_was_retrieved() {
+    let short = poac::data::pairs::short;
+    assert_eq!(short("a picture of", "peace", &[], Style::Grey), "a picture of peace, in grey");
+    let with = short("a picture of", "peace", &["dove", "balance scale"], Style::Colour);
+    assert_eq!(with, "a picture of peace with dove, balance scale, in colour");
+    let world = toy::world();
+    let features = toy::features(&world);
+    let mut source = PairSource::new(&world, features.vocabulary(), None);
+    let retrieved = vec![vec![6, 2]; world.concepts.len()];
+    source.retrieved = &retrieved;
+    let pair = source.draw(&mut Seed::new(1).stream("pairs"));
+    let x = features.vocabulary().decode(&pair.ids[..pair.prompt]);
+    assert!(x.contains(" with thing g, thing c, in "), "{x}");
+}
+
+#[test]
+fn a_contact_sheet_escapes_its_words() {
+    let picture =
+        candle_core::Tensor::zeros((3, 8, 8), candle_core::DType::F32, &candle_core::Device::Cpu);
+    let row = poac::bench::sheet::SheetRow {
+        concept: "<script>alert(1)</script>".into(),
+        prompt: "a \"dove\" & <img src=x onerror=alert(1)>\u{1b}[31m".into(),
+        pictures: vec![picture.unwrap()],
+    };
+    let sheet = poac::bench::sheet::Sheet { columns: vec!["<b>raw</b>".into()], rows: vec![row] };
+    let svg = sheet.svg().unwrap();
+    for raw in ["<script", "<img", "<b>", "\u{1b}"] {
+        assert!(!svg.contains(raw), "{raw:?} is in the sheet");
+    }
+    assert!(svg.contains("&lt;script&gt;") && svg.contains("&quot;dove&quot; &amp;"));
+}
+
+#[test]
 fn grey_pictures_have_one_brightness_and_white_stays_white() {
     let world = toy::world();
     let images = toy::images(&world);

@@ -294,9 +294,17 @@ fn the_language_model_learns_its_pairs() {
     let model = plm::new_model(&toy.features, &options, Seed::new(1)).unwrap();
     let work = tempfile::tempdir().unwrap();
     let frozen_before = token(&model, &toy.features, "peace");
-    let history =
-        plm::fit(&model, &toy.world, &toy.features, &options, false, Seed::new(1), work.path())
-            .unwrap();
+    let history = plm::fit(
+        &model,
+        &toy.world,
+        &toy.features,
+        &options,
+        false,
+        &[],
+        Seed::new(1),
+        work.path(),
+    )
+    .unwrap();
     let (first, last) = (history.losses[0], *history.losses.last().unwrap());
     assert!(last < 0.6 * first, "{first} {last}");
     assert_eq!(frozen_before, token(&model, &toy.features, "peace"));

@@ -6,5 +6,8 @@ mod cli;
 mod data;
 mod golden;
 mod learning;
+mod ppo;
+mod search;
 mod stable;
 mod toy;
+mod weights;

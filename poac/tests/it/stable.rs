@@ -16,8 +16,9 @@ use common::rng::Seed;
 use common::stable_diffusion::{Clip, StableDiffusion};
 use common::testing::golden_tensors;
 use common::testing::gradients::assert_all_grads;
+use poac::image_reward::ImageReward;
 use poac::train::refl::ReflOptions;
-use poac::train::stable::{Wish, Wishes, refl_loss};
+use poac::train::stable::{Judge, Wish, Wishes, refl_loss};
 
 use crate::toy::{scalar, values};
 
@@ -46,10 +47,11 @@ fn options() -> ReflOptions {
 }
 
 /// A folder's model with adapters as they are after a step: B is not zero any more.
-fn adapted(name: &str) -> (StableDiffusion, Clip, Parameters) {
+fn adapted(name: &str) -> (StableDiffusion, Judge, Parameters) {
     let open = |name: &str| folder(name).to_str().unwrap().to_owned();
     let mut model = StableDiffusion::open(&open(name), &Assets::from_env()).unwrap();
     let clip = Clip::open(&open("clip_folder"), &Assets::from_env()).unwrap();
+    let judge = Judge::Clip(Box::new(clip));
     let lora = LoraOptions {
         rank: 2,
         alpha: 2.0,
@@ -64,19 +66,19 @@ fn adapted(name: &str) -> (StableDiffusion, Clip, Parameters) {
         })
         .collect();
     adapters.load(&tensors).unwrap();
-    (model, clip, adapters)
+    (model, judge, adapters)
 }
 
 #[test]
 fn a_reward_step_reaches_every_adapter_and_agrees_with_finite_differences() {
     for name in ["sd_folder", "sdxl_folder"] {
-        let (model, clip, adapters) = adapted(name);
+        let (model, judge, adapters) = adapted(name);
         let size = model.size();
-        let wishes = Wishes::new(&model, &clip, &wishes(), size, 2, Seed::new(1)).unwrap();
+        let wishes = Wishes::new(&model, &judge, &wishes(), size, 2, Seed::new(1)).unwrap();
         assert_eq!(wishes.len(), 2);
         let loss = || {
             let mut stream = Seed::new(9).stream("step");
-            refl_loss(&model, &clip, &wishes, &[0, 1], &options(), true, &mut stream).unwrap()
+            refl_loss(&model, &judge, &wishes, &[0, 1], &options(), true, &mut stream).unwrap()
         };
         let whole = loss();
         assert_all_grads(&whole, &adapters);
@@ -111,13 +113,23 @@ fn a_reward_step_reaches_every_adapter_and_agrees_with_finite_differences() {
         // a constant reward leaves the pre-training loss alone
         let constant = |seed: u64| {
             let mut stream = Seed::new(seed).stream("step");
-            refl_loss(&model, &clip, &wishes, &[0, 1], &options(), false, &mut stream).unwrap()
+            refl_loss(&model, &judge, &wishes, &[0, 1], &options(), false, &mut stream).unwrap()
         };
         let other = ReflOptions { lambda: 100.0, ..options() };
         let mut stream = Seed::new(9).stream("step");
-        let again = refl_loss(&model, &clip, &wishes, &[0, 1], &other, false, &mut stream).unwrap();
+        let again =
+            refl_loss(&model, &judge, &wishes, &[0, 1], &other, false, &mut stream).unwrap();
         assert_eq!(scalar(&constant(9)), scalar(&again));
-        assert!(Wishes::new(&model, &clip, &[], size, 2, Seed::new(1)).is_err());
+        assert!(Wishes::new(&model, &judge, &[], size, 2, Seed::new(1)).is_err());
+        // ImageReward in CLIP's place
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/image_reward");
+        let judge = ImageReward::open(own.to_str().unwrap(), &Assets::from_env()).unwrap();
+        let judge = Judge::ImageReward(Box::new(judge));
+        let wishes = Wishes::new(&model, &judge, &self::wishes(), size, 2, Seed::new(1)).unwrap();
+        assert_eq!((wishes.standard.mean, wishes.standard.sd), (0.0, 1.0));
+        let mut stream = Seed::new(9).stream("step");
+        let loss = refl_loss(&model, &judge, &wishes, &[0, 1], &options(), true, &mut stream);
+        assert_all_grads(&loss.unwrap(), &adapters);
     }
 }
 
@@ -241,8 +253,11 @@ fn wrong_models_and_tables_are_named() {
     fails(&["generate", "x", "--diffusion", model, "--size", "17"], 2, "17 pixels");
     fails(&["generate", "x", "--diffusion", model, "--steps", "0"], 2, "0 sampling steps");
     fails(&["generate", "x", "--diffusion", model, "--adapters", "none"], 6, "none");
+    std::fs::write(work.join("spoilt.safetensors"), [7u8; 64]).unwrap();
+    let spoilt = ["generate", "x", "--diffusion", model, "--adapters", "spoilt.safetensors"];
+    fails(&spoilt, 4, "spoilt.safetensors");
     fails(&["generate", "x", "--endpoint", "gguf:a"], 2, "draws no pictures");
-    fails(&["fit", "--diffusion", model], 2, "--clip");
+    fails(&["fit", "--diffusion", model, "--prompts", "prompts.csv"], 2, "--clip");
     let fit = |table: &'static str| {
         ["fit", "--diffusion", model, "--clip", clip, "--prompts", table].map(str::to_owned)
     };

@@ -17,7 +17,7 @@ use common::rng::Seed;
 use common::testing::bench_protocol::{Case, serve};
 use common::{Error, Result};
 use crab::decode::{DecodeOptions, decode};
-use crab::model::generator::{Generator, GeneratorOptions};
+use crab::model::generator::{Counted, Generator, GeneratorOptions};
 use crab::sid::SidTable;
 use crab::tokenizer::{RqVae, RqVaeOptions};
 
@@ -38,7 +38,7 @@ fn table() -> Result<SidTable> {
         let hash = item.wrapping_mul(2_654_435_761);
         vec![hash >> 26, (hash >> 22) & 15, (hash >> 18) & 15]
     };
-    Ok(SidTable::new(&(0..ITEMS).map(row).collect::<Vec<_>>())?.deduplicated())
+    Ok(SidTable::new(&(0..ITEMS).map(row).collect::<Vec<_>>())?.deduplicated(&[0; ITEMS as usize]))
 }
 
 fn item(row: u32, at: u32) -> u32 {
@@ -72,7 +72,7 @@ fn build(name: &str, threads: usize) -> Result<Box<dyn Case>> {
             };
             let parts = [0u32, 1].map(|half| {
                 let rows: Vec<Vec<&[u32]>> = (half * 32..half * 32 + 32).map(window).collect();
-                model.batch(&rows, None)
+                model.batch(&rows, Counted::default())
             });
             let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
             let mut optimiser = AdamW::new(model.parameters(), AdamWOptions::default());

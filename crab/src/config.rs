@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::generator::GeneratorOptions;
 use crate::model::rebalance::RebalanceOptions;
-use crate::tokenizer::{Assignment, RqVaeOptions};
+use crate::tokenizer::{Assignment, Collisions, RqVaeOptions};
 use crate::train::{Stage2Options, TrainOptions};
 
 /// Everything that a run depends on, besides seed and input files.
@@ -45,7 +45,7 @@ impl Default for Config {
             train: TrainOptions::default(),
             rebalance: RebalanceOptions::default(),
             stage2: Stage2Options::default(),
-            fine_tune: TrainOptions::fine_tuning(),
+            fine_tune: TrainOptions::default().fine_tuned(),
             beams: 20,
             repeats: true,
             baselines: BaselineConfig::default(),
@@ -63,6 +63,8 @@ pub struct TokenizerConfig {
     pub codes: Vec<usize>,
     /// How items are spread over codes.
     pub assignment: Assignment,
+    /// What becomes of items with equal codes.
+    pub collisions: Collisions,
     /// What items are compared by.
     pub vectors: VectorSource,
     /// Learn the codes with an RQ-VAE instead of residual k-means.
@@ -74,6 +76,7 @@ impl Default for TokenizerConfig {
         Self {
             codes: vec![64; 3],
             assignment: Assignment::Nearest,
+            collisions: Collisions::Number,
             vectors: VectorSource::default(),
             rqvae: None,
         }
@@ -181,7 +184,7 @@ impl Default for BenchDataset {
             extras: false,
             generator: GeneratorOptions::default(),
             train: TrainOptions::default(),
-            fine_tune: TrainOptions::fine_tuning(),
+            fine_tune: TrainOptions::default().fine_tuned(),
             beams: 20,
             baselines: BaselineConfig::default(),
         }
@@ -211,11 +214,24 @@ impl BenchDataset {
         }
         baselines.sasrec.dropout = 0.3;
         baselines.bpr.mask_history = false;
-        let tokenizer =
-            TokenizerConfig { vectors: VectorSource::Words, ..TokenizerConfig::default() };
-        let train = TrainOptions { epochs: 24, evaluate_every: 6, ..TrainOptions::default() };
-        let fine_tune = TrainOptions { epochs: 4, ..TrainOptions::fine_tuning() };
-        Self { tokenizer, extras: true, train, fine_tune, baselines, ..Self::default() }
+        // three levels of 256 codes, as many as the released semantic IDs have
+        let tokenizer = TokenizerConfig {
+            codes: vec![256; 3],
+            collisions: Collisions::Nearest,
+            vectors: VectorSource::Words,
+            ..TokenizerConfig::default()
+        };
+        let bound =
+            TrainOptions { within_trie: true, predict_first: false, ..TrainOptions::default() };
+        Self {
+            tokenizer,
+            released_sids: true,
+            extras: true,
+            train: TrainOptions { epochs: 20, evaluate_every: 5, patience: 1, ..bound },
+            fine_tune: TrainOptions { epochs: 3, ..bound.fine_tuned() },
+            baselines,
+            ..Self::default()
+        }
     }
 
     fn movielens() -> Self {
@@ -223,11 +239,20 @@ impl BenchDataset {
         for training in [&mut baselines.sasrec.training, &mut baselines.gru4rec.training] {
             training.learning_rate = 2e-3;
             training.epochs = 40;
-            training.patience = 2;
+            training.patience = 4;
         }
+        // titles say little about films, who watched them says more
+        let tokenizer = TokenizerConfig {
+            collisions: Collisions::Nearest,
+            vectors: VectorSource::Interactions,
+            ..TokenizerConfig::default()
+        };
+        let bound =
+            TrainOptions { within_trie: true, predict_first: false, ..TrainOptions::default() };
         Self {
             name: BenchData::Movielens,
             baselines,
+            tokenizer,
             generator: GeneratorOptions {
                 width: 64,
                 heads: 2,
@@ -235,8 +260,8 @@ impl BenchDataset {
                 history: 20,
                 ..GeneratorOptions::default()
             },
-            train: TrainOptions { epochs: 4, evaluate_every: 2, ..TrainOptions::default() },
-            fine_tune: TrainOptions { epochs: 1, ..TrainOptions::fine_tuning() },
+            train: TrainOptions { epochs: 4, evaluate_every: 2, ..bound },
+            fine_tune: TrainOptions { epochs: 1, ..bound.fine_tuned() },
             beams: 100,
             ..Self::default()
         }
@@ -257,8 +282,8 @@ impl Config {
             history: 8,
             ..GeneratorOptions::default()
         };
-        data.train = TrainOptions { epochs: 3, evaluate_every: 3, ..TrainOptions::default() };
-        data.fine_tune = TrainOptions { epochs: 1, ..TrainOptions::fine_tuning() };
+        data.train = TrainOptions { epochs: 3, evaluate_every: 3, ..data.train };
+        data.fine_tune.epochs = 1;
         data.beams = 40;
         let baselines = &mut data.baselines;
         for training in [&mut baselines.sasrec.training, &mut baselines.gru4rec.training] {

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use common::optim::Workers;
 use common::{Error, Result};
 
-use crate::model::generator::{BeamCache, Generator, log_softmax};
+use crate::model::generator::{BeamCache, Generator, Prefix, log_softmax};
 use crate::model::trie::Trie;
 use crate::sid::SidTable;
 
@@ -44,17 +44,11 @@ pub fn decode(
     let parts = workers.map(chunks.len(), |chunk| {
         let rows: Vec<Vec<&[u32]>> = chunks[chunk]
             .iter()
-            .map(|history| latest(history, model.options().history, table))
+            .map(|history| history.iter().map(|&item| table.row(item as usize)).collect())
             .collect();
         decode_rows(&model, &trie, &rows, options)
     })?;
     Ok(parts.into_iter().flatten().collect())
-}
-
-/// The codes of the latest items of a history.
-fn latest<'a>(history: &[u32], most: usize, table: &'a SidTable) -> Vec<&'a [u32]> {
-    let from = history.len().saturating_sub(most);
-    history[from..].iter().map(|&item| table.row(item as usize)).collect()
 }
 
 /// A prefix: its beam of the step before, its code, its node, its log-probability.
@@ -72,7 +66,7 @@ fn decode_rows(
     rows: &[Vec<&[u32]>],
     options: DecodeOptions,
 ) -> Result<Vec<Ranked>> {
-    let batch = model.batch(rows, None)?;
+    let batch = model.histories(rows)?;
     let (state, prefix) = model.read(&batch)?;
     let mut state = state.unsqueeze(1)?; // (rows, beams, width)
     let root = Beam { parent: 0, code: 0, node: 0, sum: 0.0 };
@@ -118,7 +112,7 @@ fn decode_rows(
 /// Feeds the beams' codes; rows with fewer beams are filled up with their first one.
 fn step(
     model: &Generator,
-    prefix: &crate::model::generator::Prefix,
+    prefix: &Prefix,
     cache: &mut BeamCache,
     level: usize,
     open: &[Vec<Beam>],

@@ -23,6 +23,9 @@
 //! | Eq. 10, L_Rec + γ L_T | [`train::fine_tune`] |
 //! | §3.3, decoding constrained by the trie | [`mod@decode`], [`model::trie::Trie`] |
 //! | §8, MGU and DGU | [`eval::mgu`], [`eval::dgu`] |
+//! | §3.4, decoder-only generator or TIGER's encoder–decoder | [`model::generator::Architecture`] |
+//! | §3.4, collision policies | [`tokenizer::Collisions`] |
+//! | ours: L_Rec over the codes that the trie allows | [`train::TrainOptions`], `within_trie` |
 //! | §3.4 and 3.5, RQ-VAE and LETTER's two regularisers | [`tokenizer::RqVae::loss`] |
 //! | §7, balanced residual k-means; RW | [`tokenizer::Assignment::Balanced`]; [`train::inverse_popularity`] |
 //! | ours: popularity-aware decoding; mixture with transitions | [`baselines::rescored`] |

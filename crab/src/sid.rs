@@ -87,19 +87,23 @@ impl SidTable {
     }
 
     /// Collision policy "dedup token" (TIGER): one more level with a running number among the items
-    /// of equal codes, 0 for the first. Left as it is when all codes differ.
-    pub fn deduplicated(&self) -> Self {
+    /// of equal codes, 0 for the one with most training interactions, so that the number says
+    /// something that a model can learn. Left as it is when all codes differ.
+    pub fn deduplicated(&self, counts: &[u64]) -> Self {
         if self.unique() == self.items() {
             return self.clone();
         }
+        let mut order: Vec<usize> = (0..self.items()).collect();
+        order.sort_by_key(|&item| std::cmp::Reverse(counts[item]));
         let mut seen: HashMap<&[u32], u32> = HashMap::new();
-        let mut codes = Vec::with_capacity(self.items() * (self.levels + 1));
-        for row in self.rows() {
-            let number = seen.entry(row).or_insert(0);
-            codes.extend_from_slice(row);
-            codes.push(*number);
-            *number += 1;
+        let mut numbers = vec![0; self.items()];
+        for item in order {
+            let next = seen.entry(self.row(item)).or_insert(0);
+            numbers[item] = *next;
+            *next += 1;
         }
+        let rows = self.rows().zip(numbers);
+        let codes = rows.flat_map(|(row, number)| row.iter().copied().chain([number])).collect();
         Self::from_codes(codes, self.levels + 1)
     }
 
@@ -295,11 +299,11 @@ mod tests {
 
     #[test]
     fn dedup_numbers_equal_codes() {
-        let dedup = table().deduplicated();
+        let dedup = table().deduplicated(&[3, 5, 0, 3]);
         let last: Vec<u32> = dedup.rows().map(|row| row[2]).collect();
-        assert_eq!(last, [0, 1, 0, 2]);
+        assert_eq!(last, [1, 0, 0, 2]);
         assert_eq!((dedup.unique(), dedup.levels()), (4, 3));
-        assert_eq!(dedup.deduplicated(), dedup);
+        assert_eq!(dedup.deduplicated(&[0; 4]), dedup);
     }
 
     #[test]

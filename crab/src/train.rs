@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Case;
 use crate::decode::{DecodeOptions, decode};
-use crate::model::generator::Generator;
+use crate::model::generator::{Counted, Generator};
 use crate::model::regularizer::{ParentWeight, Regularizer};
+use crate::model::trie::Trie;
 use crate::sid::SidTable;
 
 /// Slices of a batch; fixed, so the number of threads changes no result.
@@ -29,6 +30,8 @@ const SLICES: usize = 2;
 /// | `evaluate_every` | 5 | epochs between validations; 0 = never, the last epoch is kept |
 /// | `validation` | 600 | validation cases looked at |
 /// | `patience` | 0 | validations without a better NDCG@10 before it stops; 0 = never |
+/// | `predict_first` | true | whether an item without history is a target, which teaches how popular items are |
+/// | `within_trie` | false | whether the probabilities of L_Rec are over the codes that the trie allows, as in decoding |
 /// | `checkpoint_every` | 0 | epochs between checkpoints for resuming; 0 = none |
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -48,6 +51,10 @@ pub struct TrainOptions {
     /// See the table.
     pub patience: usize,
     /// See the table.
+    pub predict_first: bool,
+    /// See the table.
+    pub within_trie: bool,
+    /// See the table.
     pub checkpoint_every: usize,
 }
 
@@ -61,6 +68,8 @@ impl Default for TrainOptions {
             evaluate_every: 5,
             validation: 600,
             patience: 0,
+            predict_first: true,
+            within_trie: false,
             checkpoint_every: 0,
         }
     }
@@ -69,8 +78,8 @@ impl Default for TrainOptions {
 impl TrainOptions {
     /// Stage 2: a few epochs at a lower rate, no validation, so that all variants of a comparison
     /// get exactly the same budget.
-    pub fn fine_tuning() -> Self {
-        Self { epochs: 6, learning_rate: 5e-4, evaluate_every: 0, ..Self::default() }
+    pub fn fine_tuned(self) -> Self {
+        Self { epochs: 6, learning_rate: 5e-4, evaluate_every: 0, ..self }
     }
 }
 
@@ -213,11 +222,16 @@ fn run(
     seed: Seed,
     folder: Option<&Path>,
 ) -> Result<Vec<EpochRecord>> {
+    let context = usize::from(!options.predict_first);
     let users: Vec<usize> =
-        (0..task.sequences.len()).filter(|&user| !task.sequences[user].is_empty()).collect();
+        (0..task.sequences.len()).filter(|&user| task.sequences[user].len() > context).collect();
     if users.is_empty() {
-        return Err(Error::data("no training sequence", "users with at least one event"));
+        return Err(Error::data(
+            "no training sequence with a target",
+            format!("users with at least {} events", context + 1),
+        ));
     }
+    let trie = options.within_trie.then(|| Trie::new(task.table));
     let adamw = AdamWOptions {
         weight_decay: options.weight_decay,
         decay_vectors: false,
@@ -260,6 +274,7 @@ fn run(
             workers,
             seed,
             &windows,
+            trie.as_ref(),
             epoch,
             |gradients| {
                 let rate = schedule.at(progress.steps + 1);
@@ -343,9 +358,11 @@ fn one_epoch(
     workers: &Workers,
     seed: Seed,
     windows: &[(usize, usize, usize)],
+    trie: Option<&Trie>,
     epoch: usize,
     mut step: impl FnMut(&common::optim::Gradients) -> Result<()>,
 ) -> Result<EpochRecord> {
+    let context = usize::from(!options.predict_first);
     let mut stream = seed.stream(&format!("epoch-{epoch}"));
     let mut order = windows.to_vec();
     stream.shuffle(&mut order);
@@ -364,7 +381,9 @@ fn one_epoch(
     let (mut loss_sum, mut extra_sum, mut steps) = (0.0, 0.0, 0usize);
     for (number, batch) in batches.into_iter().enumerate() {
         let parts: Vec<_> = batch.chunks(batch.len().div_ceil(SLICES)).collect();
-        let items = |part: &[(usize, usize, usize)]| part.iter().map(|w| w.2 - w.1).sum::<usize>();
+        let items = |part: &[(usize, usize, usize)]| {
+            part.iter().map(|w| w.2 - w.1 - context).sum::<usize>()
+        };
         let all = items(batch) as f64;
         let regularizer = std::sync::Mutex::new(0.0);
         let slice_loss = |slice: usize| {
@@ -383,7 +402,8 @@ fn one_epoch(
                 };
                 part.iter().map(row).collect()
             });
-            let batch = model.batch(&rows, weights.as_deref())?;
+            let counted = Counted { context, weights: weights.as_deref(), trie };
+            let batch = model.batch(&rows, counted)?;
             let stream = seed.stream(&format!("dropout/{epoch}/{number}/{slice}"));
             let loss = (model.loss(&batch, Some(stream))? * (items(part) as f64 / all))?;
             match extra {

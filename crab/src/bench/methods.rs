@@ -32,7 +32,7 @@ use crate::train::{EpochRecord, Stage2Options, Task, fine_tune, fit, inverse_pop
 use crate::vectors::item_vectors;
 
 /// Raised whenever training code changes, so that kept models are not mixed up.
-const TRAINING: u32 = 2;
+const TRAINING: u32 = 3;
 
 pub(crate) const BASE: &str = "generator";
 pub(crate) const CONTROL: &str = "same budget, no split";
@@ -115,6 +115,7 @@ struct Variant {
 #[derive(Clone, Copy)]
 enum Job {
     Base,
+    Residual,
     Balanced,
     RqVae,
     Letter,
@@ -149,15 +150,18 @@ pub(super) fn run(
     let starts = workers.map(seeds.len(), |at| all.start(Seed::new(seeds[at])))?;
     let variants = variants(config, bench.extras);
     let extra = |job| bench.extras.then_some(job);
+    let released = all.released().is_some();
     // what only looks further costs much: the first seed has to do
     let once = |job: &Job| match job {
-        Job::Balanced | Job::RqVae | Job::Letter => true,
+        Job::Residual | Job::Balanced | Job::RqVae | Job::Letter => true,
         Job::Variant(which) => variants[*which].once,
         _ => false,
     };
     // the long ones first; the second round reads what the first one trained
-    let first = [Some(Job::Base), extra(Job::Balanced), Some(Job::Sasrec), Some(Job::Gru4rec)];
-    let first = first.into_iter().chain([extra(Job::RqVae), Some(Job::Counting)]).flatten();
+    let residual = extra(Job::Residual).filter(|_| released);
+    let first = [Some(Job::Base), residual, extra(Job::Balanced), extra(Job::RqVae)];
+    let rest = [Some(Job::Sasrec), Some(Job::Gru4rec), Some(Job::Counting)];
+    let first = first.into_iter().chain(rest).flatten();
     let second = [extra(Job::Letter), Some(Job::SplitOnly)].into_iter().flatten();
     let second = second.chain((0..variants.len()).map(Job::Variant));
     let mut methods: Vec<Outcome> = Vec::new();
@@ -271,8 +275,11 @@ fn variants(config: &Config, extras: bool) -> Vec<Variant> {
             ..variant(name, role, note, split, with)
         };
         all.extend([
-            variant("CRAB without L_T", Role::Ablation, "", split, &without),
-            variant("L_T without split", Role::Ablation, "", &none, with),
+            Variant {
+                stage2: without.clone(),
+                ..once("CRAB without L_T", Role::Ablation, FIRST, split)
+            },
+            once("L_T without split", Role::Ablation, FIRST, &none),
             once("CRAB on the first level", Role::Ablation, FIRST, &level(&[0])),
             once("CRAB on two levels", Role::Ours, FIRST, &level(&[0, 1])),
             once("CRAB given the parent", Role::Ours, PARENT, &parent),
@@ -282,13 +289,22 @@ fn variants(config: &Config, extras: bool) -> Vec<Variant> {
 }
 
 impl Bench<'_> {
+    /// The semantic IDs that come with the data, where they are to be used.
+    fn released(&self) -> Option<&SidTable> {
+        self.data.released.as_ref().filter(|_| self.bench.released_sids)
+    }
+
+    fn distinct(&self, book: &Codebook) -> SidTable {
+        book.distinct(self.bench.tokenizer.collisions, &self.counts)
+    }
+
     /// Semantic IDs and the split of a seed.
     fn start(&self, seed: Seed) -> Result<Start> {
-        let book = match (&self.data.released, self.bench.released_sids) {
-            (Some(table), true) => Codebook::around(table.clone(), self.points.clone())?,
-            _ => self.residual(self.bench.tokenizer.assignment, seed)?,
+        let book = match self.released() {
+            Some(table) => Codebook::around(table.clone(), self.points.clone())?,
+            None => self.residual(self.bench.tokenizer.assignment, seed)?,
         };
-        let table = book.table.deduplicated();
+        let table = self.distinct(&book);
         let stage1 = self.split(&book, &table, &self.config.rebalance, seed)?;
         Ok(Start { seed, book, table, stage1 })
     }
@@ -315,16 +331,23 @@ impl Bench<'_> {
             Job::Counting => return self.counting(seed),
             Job::Variant(which) => return self.variant(&variants[which], start),
             Job::Base => {
-                let note = match self.bench.released_sids && data.released.is_some() {
-                    true => "Released semantic IDs, decoder-only, before CRAB.",
-                    false => "Residual k-means, decoder-only, before CRAB.",
+                let note = match self.released() {
+                    Some(_) => "Released semantic IDs, decoder-only, before CRAB.",
+                    None => "Residual k-means, decoder-only, before CRAB.",
                 };
                 self.fit_from_scratch(&start.table, BASE, note, seed)?
             }
+            Job::Residual => {
+                let book = self.residual(Assignment::Nearest, seed)?;
+                let note = "Residual k-means on the texts' words instead of the released IDs, \
+                            trained from scratch; first seed only.";
+                let name = "generator on residual k-means codes";
+                self.fit_from_scratch(&self.distinct(&book), name, note, seed)?
+            }
             Job::Balanced => {
-                let even = self.residual(Assignment::Balanced, seed)?.table.deduplicated();
+                let even = self.distinct(&self.residual(Assignment::Balanced, seed)?);
                 let note = "Balanced residual k-means, trained from scratch; first seed only.";
-                self.fit_from_scratch(&even, "balanced code book", note, seed)?
+                self.fit_from_scratch(&even, "generator on balanced codes", note, seed)?
             }
             Job::RqVae => {
                 let table = self.learned(None, &RqVaeOptions::default(), seed)?;
@@ -342,8 +365,8 @@ impl Bench<'_> {
                 options.widths.pop();
                 options.widths.push(width);
                 let table = self.learned(Some(&helper), &options, seed)?;
-                let note = "RQ-VAE with LETTER's regularisers on SASRec's item vectors; collisions \
-                            by a running number; first seed only.";
+                let note = "RQ-VAE with LETTER's regularisers on SASRec's item vectors; first seed \
+                            only.";
                 self.fit_from_scratch(&table, "LETTER", note, seed)?
             }
             Job::Sasrec => {
@@ -480,15 +503,17 @@ impl Bench<'_> {
         let codes = &self.bench.tokenizer.codes;
         let vectors = self.bench.tokenizer.vectors;
         let key = json!({ "rqvae": options, "codes": codes, "vectors": vectors, "seed": seed,
-                          "helper": self.bench.baselines.sasrec });
+                          "collisions": self.bench.tokenizer.collisions,
+                          "helper": helper.map(|_| self.bench.baselines.sasrec) });
         let (tensors, ()) = self.trained("rqvae", key, || {
             let book = train_rqvae(&self.points, codes, helper, options, seed)?;
-            let rows: Vec<u32> = book.table.rows().flatten().copied().collect();
-            let shape = (book.table.items(), book.table.levels());
+            let table = self.distinct(&book);
+            let rows: Vec<u32> = table.rows().flatten().copied().collect();
+            let shape = (table.items(), table.levels());
             let table = Tensor::from_vec(rows, shape, &Device::Cpu)?;
             Ok((BTreeMap::from([("table".to_owned(), table)]), ()))
         })?;
-        Ok(SidTable::new(&tensors["table"].to_vec2()?)?.deduplicated())
+        SidTable::new(&tensors["table"].to_vec2()?)
     }
 
     /// A generator from scratch.

@@ -90,7 +90,7 @@ pub(super) fn fit(
         Some(path) => Codebook::around(SidTable::read_for(path, &data.ids)?, points)?,
         None => code_book(points, &config.tokenizer, seed)?,
     };
-    let table = book.table.deduplicated();
+    let table = book.distinct(config.tokenizer.collisions, &data.counts());
     let workers = Workers::new(threads)?;
     let task =
         Task { sequences: &data.train, table: &table, valid: &data.valid, item_weights: None };

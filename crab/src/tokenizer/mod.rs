@@ -2,6 +2,8 @@
 
 mod rqvae;
 
+use std::collections::HashSet;
+
 use common::rng::{Seed, Stream};
 use common::{Error, Result};
 use ndarray::{Array1, Array2, ArrayView2, Axis};
@@ -33,6 +35,45 @@ impl Codebook {
         rest
     }
 
+    /// The table without collisions; `counts` are the items' training interactions.
+    pub fn distinct(&self, policy: Collisions, counts: &[u64]) -> SidTable {
+        match policy {
+            Collisions::Number => self.table.deduplicated(counts),
+            Collisions::Nearest => self.moved(counts).unwrap_or(self.table.deduplicated(counts)),
+        }
+    }
+
+    /// The table with colliding items moved; `None` where an item finds no free code.
+    fn moved(&self, counts: &[u64]) -> Option<SidTable> {
+        let last = self.table.levels() - 1;
+        let rest = self.residuals(last);
+        let mut order: Vec<usize> = (0..self.table.items()).collect();
+        order.sort_by_key(|&item| std::cmp::Reverse(counts[item]));
+        let mut taken: HashSet<&[u32]> = HashSet::new();
+        let (kept, colliding): (Vec<usize>, Vec<usize>) =
+            order.into_iter().partition(|&item| taken.insert(self.table.row(item)));
+        let mut taken: HashSet<Vec<u32>> =
+            kept.into_iter().map(|item| self.table.row(item).to_vec()).collect();
+        let mut changes = Vec::with_capacity(colliding.len());
+        for item in colliding {
+            let own = rest.row(item);
+            let distance = |code: usize| {
+                let squares = own.iter().zip(self.vectors[last].row(code));
+                squares.map(|(a, b)| (a - b) * (a - b)).sum::<f32>()
+            };
+            let mut codes: Vec<(f32, u32)> =
+                (0..self.table.sizes()[last]).map(|code| (distance(code), code as u32)).collect();
+            codes.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            let mut row = self.table.row(item).to_vec();
+            let free = codes.into_iter().find(|&(_, code)| {
+                row[last] = code;
+                taken.insert(row.clone())
+            })?;
+            changes.push((item, last, free.1));
+        }
+        Some(self.table.replaced(changes))
+    }
+
     /// A given table with code vectors found afterwards: each is the mean residual of its items.
     /// For semantic IDs of another system, whose code vectors are not known.
     ///
@@ -57,6 +98,29 @@ impl Codebook {
         }
         Ok(Self { table, vectors, points })
     }
+}
+
+/// What becomes of items with equal codes.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Collisions {
+    /// One more level with a running number (TIGER).
+    #[default]
+    Number,
+    /// The less popular item moves to the nearest code of the last level that is free behind its
+    /// other codes (as LETTER moves colliding items); a running number after all where more items
+    /// share these codes than the last level has. Saves a token per item.
+    Nearest,
 }
 
 /// Mean of the points of each code; zero for an unused code.
@@ -292,6 +356,29 @@ mod tests {
         }
         let free = residual_kmeans(points(), &[8, 7], Assignment::Nearest, Seed::new(1)).unwrap();
         assert!(free.table.token_popularity(0, &[1; 120]).iter().any(|&n| n > 15));
+    }
+
+    #[test]
+    fn colliding_items_move_to_the_nearest_free_code() {
+        let rows = [vec![0, 0], vec![0, 0], vec![1, 2], vec![0, 1], vec![0, 0]];
+        let table = SidTable::new(&rows).unwrap();
+        let points = ndarray::array![[0.1f32], [0.0], [9.0], [1.0], [2.0]];
+        let vectors =
+            vec![ndarray::array![[0.0f32], [9.0]], ndarray::array![[0.0f32], [1.0], [3.0]]];
+        let book = Codebook { table: table.clone(), vectors, points };
+        // item 1 is the most popular and stays; code 1 is taken, so 4 (at 2.0) and 0 get what is left
+        let distinct = book.distinct(Collisions::Nearest, &[1, 5, 0, 0, 2]);
+        assert_eq!(distinct, book.distinct(Collisions::Number, &[1, 5, 0, 0, 2]));
+        assert_eq!(distinct.levels(), 3);
+        let fewer = SidTable::new(&rows[..4]).unwrap();
+        let book = Codebook {
+            table: fewer,
+            points: book.points.slice(ndarray::s![..4, ..]).to_owned(),
+            ..book
+        };
+        let distinct = book.distinct(Collisions::Nearest, &[1, 5, 0, 0]);
+        assert_eq!(distinct.row(0), [0, 2]);
+        assert_eq!((distinct.row(1), distinct.unique()), (&[0, 0][..], 4));
     }
 
     #[test]

@@ -97,6 +97,29 @@ fn fit_rebalance_predict_and_eval_of_ones_own_data() {
     assert_eq!(fs::read(again.path().join("recommender/index.json")).unwrap(), first);
 }
 
+/// TIGER's encoder–decoder goes through the same verbs, LoRA included.
+#[test]
+fn an_encoder_decoder_is_fitted_split_and_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    events(folder);
+    let tiger = [
+        "--set",
+        "generator.architecture=encoder_decoder",
+        "--set",
+        "generator.head_width=12",
+        "--set",
+        "stage2.lora_rank=2",
+    ];
+    let with = |args: &[&str]| ok(folder, &[args, &SMALL[..], &tiger[..]].concat());
+    with(&["fit", "events.csv"]);
+    with(&["rebalance", "--model", "recommender", "--events", "events.csv"]);
+    with(&["predict", "events.csv", "--model", "rebalanced", "--recommendations", "r.csv"]);
+    let rows = fs::read_to_string(folder.join("r.csv")).unwrap();
+    assert_eq!((rows.lines().count() - 1) % 10, 0);
+    assert!(with(&["eval", "events.csv", "--model", "rebalanced"]).contains("generator"));
+}
+
 #[test]
 fn audit_and_rebalance_of_a_bare_table() {
     let folder = tempfile::tempdir().unwrap();

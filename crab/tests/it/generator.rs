@@ -12,15 +12,28 @@ use crab::config::{TokenizerConfig, VectorSource};
 use crab::data::{Dataset, synthetic};
 use crab::decode::{DecodeOptions, decode};
 use crab::eval::{Groups, evaluate};
-use crab::model::generator::{Generator, GeneratorOptions};
+use crab::model::generator::{Architecture, Counted, Generator, GeneratorOptions};
 use crab::model::rebalance::{RebalanceOptions, rebalance};
+use crab::model::trie::Trie;
 use crab::sid::SidTable;
 use crab::tokenizer::{Codebook, Letter, RqVae, RqVaeOptions, train_rqvae};
 use crab::train::{Stage2Options, Task, TrainOptions, fine_tune, fit, inverse_popularity};
 use crab::vectors::code_book;
 
-const SMALL: GeneratorOptions =
-    GeneratorOptions { width: 32, layers: 2, heads: 2, inner: 48, dropout: 0.1, history: 4 };
+const SMALL: GeneratorOptions = GeneratorOptions {
+    architecture: Architecture::Decoder,
+    width: 32,
+    layers: 2,
+    heads: 2,
+    head_width: 0,
+    inner: 48,
+    dropout: 0.1,
+    history: 4,
+};
+
+/// TIGER's shape, heads wider than their share.
+const TIGER: GeneratorOptions =
+    GeneratorOptions { architecture: Architecture::EncoderDecoder, head_width: 24, ..SMALL };
 
 fn world() -> (Dataset, Codebook, SidTable) {
     let data = synthetic(60, 250, 6, Seed::new(1));
@@ -32,7 +45,7 @@ fn world() -> (Dataset, Codebook, SidTable) {
         own + 0.5 * stream.normal() as f32
     });
     let book = code_book(points, &config, Seed::new(1)).unwrap();
-    let table = book.table.deduplicated();
+    let table = book.table.deduplicated(&data.counts());
     (data, book, table)
 }
 
@@ -53,30 +66,49 @@ fn task<'a>(data: &'a Dataset, table: &'a SidTable) -> Task<'a> {
 #[test]
 fn every_parameter_gets_a_gradient() {
     let (_, _, table) = world();
-    let model = Generator::new(table.sizes(), SMALL, Seed::new(1)).unwrap();
     let row = |item: usize| table.row(item);
-    let rows = [vec![row(0), row(7), row(3), row(30), row(31)], vec![row(2)]];
+    let rows = [vec![row(0), row(7), row(3), row(30), row(31)], vec![row(2), row(9)]];
+    let weights = [vec![1.0; 5], vec![1.0; 2]];
     let stream = || Some(Seed::new(2).stream("d"));
-    let batch = model.batch(&rows, None).unwrap();
-    assert_eq!(Generator::target_items(&batch), 6);
-    let loss = model.loss(&batch, stream()).unwrap();
-    assert_all_grads(&loss, model.parameters());
-    // equal weights give the unweighted loss, and gradients too
-    let weights = [vec![1.0; 5], vec![1.0]];
-    let weighted = model.loss(&model.batch(&rows, Some(&weights)).unwrap(), stream()).unwrap();
     let value = |t: &Tensor| t.to_scalar::<f32>().unwrap();
-    assert!((value(&loss) - value(&weighted)).abs() < 1e-4);
-    assert_all_grads(&weighted, model.parameters());
+    for options in [SMALL, TIGER] {
+        let model = Generator::new(table.sizes(), options, Seed::new(1)).unwrap();
+        let batch = |counted| model.batch(&rows, counted).unwrap();
+        let all = batch(Counted::default());
+        assert_eq!(all.target_items(), 7);
+        let loss = model.loss(&all, stream()).unwrap();
+        assert_all_grads(&loss, model.parameters());
+        // equal weights give the unweighted loss, and gradients too
+        let counted = Counted { weights: Some(&weights), ..Counted::default() };
+        let weighted = model.loss(&batch(counted), stream()).unwrap();
+        assert!((value(&loss) - value(&weighted)).abs() < 1e-4);
+        assert_all_grads(&weighted, model.parameters());
+        // a softmax over fewer codes costs less
+        let trie = Trie::new(&table);
+        let counted = Counted { trie: Some(&trie), context: 1, ..Counted::default() };
+        assert_eq!(batch(counted).target_items(), 5);
+        let bound = model.loss(&batch(counted), stream()).unwrap();
+        let free = Counted { context: 1, ..Counted::default() };
+        let free = model.loss(&batch(free), stream()).unwrap();
+        assert!(value(&bound) < value(&free), "{} {}", value(&bound), value(&free));
+        assert_all_grads(&bound, model.parameters());
+    }
 }
 
 #[test]
 fn decoding_equals_the_plain_pass_over_every_item() {
     let (data, _, table) = world();
-    let model = Generator::new(table.sizes(), SMALL, Seed::new(3)).unwrap();
+    for options in [SMALL, TIGER] {
+        let model = Generator::new(table.sizes(), options, Seed::new(3)).unwrap();
+        decoding_equals_the_plain_pass(&data, &table, &model);
+    }
+}
+
+fn decoding_equals_the_plain_pass(data: &Dataset, table: &SidTable, model: &Generator) {
     let histories: [&[u32]; 5] = [&[], &[5], &[1, 2, 3], &[9, 8, 7, 6, 5, 4, 3], &data.train[0]];
     let all = DecodeOptions { beams: usize::MAX, renormalise: false };
     let workers = Workers::new(2).unwrap();
-    let exact = decode(&model, &table, &histories, all, &workers).unwrap();
+    let exact = decode(model, table, &histories, all, &workers).unwrap();
     for (history, ranked) in histories.iter().zip(&exact) {
         assert_eq!(ranked.len(), data.items());
         assert!(ranked.windows(2).all(|pair| pair[0].1 >= pair[1].1));
@@ -86,26 +118,66 @@ fn decoding_equals_the_plain_pass_over_every_item() {
                 recent.iter().map(|&i| table.row(i as usize)).chain([table.row(item)]).collect()
             })
             .collect();
-        let oracle = model.log_probability(&model.batch(&rows, None).unwrap()).unwrap();
+        let counted = Counted { context: recent.len(), ..Counted::default() };
+        let oracle = model.log_probability(&model.batch(&rows, counted).unwrap()).unwrap();
         for &(item, log) in ranked {
             let expected = oracle[item as usize];
             assert!((log - expected).abs() < 1e-4, "{history:?} {item}: {log} {expected}");
         }
     }
     // as many beams as items: the same order; few beams: items of the trie only
-    let wide = decode(&model, &table, &histories, DecodeOptions { beams: 60, ..all }, &workers);
+    let wide = decode(model, table, &histories, DecodeOptions { beams: 60, ..all }, &workers);
     assert_eq!(wide.unwrap(), exact);
     let narrow = DecodeOptions { beams: 3, renormalise: true };
-    let found = decode(&model, &table, &histories, narrow, &workers).unwrap();
+    let found = decode(model, table, &histories, narrow, &workers).unwrap();
     assert!(found.iter().all(|ranked| ranked.len() == 3));
-    let one = decode(&model, &table, &histories, narrow, &Workers::new(1).unwrap()).unwrap();
+    let one = decode(model, table, &histories, narrow, &Workers::new(1).unwrap()).unwrap();
     assert_eq!(found, one);
-    // renormalised probabilities of all items add up to 1
+    // renormalised probabilities of all items add up to 1, and training within the trie asks for
+    // just these
     let exact = DecodeOptions { beams: usize::MAX, renormalise: true };
-    for ranked in decode(&model, &table, &histories, exact, &workers).unwrap() {
+    for (history, ranked) in
+        histories.iter().zip(decode(model, table, &histories, exact, &workers).unwrap())
+    {
         let total: f64 = ranked.iter().map(|(_, log)| log.exp()).sum();
         assert!((total - 1.0).abs() < 1e-6, "{total}");
+        let recent = &history[history.len().saturating_sub(SMALL.history)..];
+        let (best, log) = ranked[0];
+        let row: Vec<&[u32]> =
+            recent.iter().chain([&best]).map(|&i| table.row(i as usize)).collect();
+        let trie = Trie::new(table);
+        let counted = Counted { context: recent.len(), trie: Some(&trie), ..Counted::default() };
+        let loss = model.loss(&model.batch(&[row], counted).unwrap(), None).unwrap();
+        let loss = f64::from(loss.to_scalar::<f32>().unwrap());
+        assert!((loss + log).abs() < 1e-4, "{history:?}: {loss} {log}");
     }
+}
+
+/// The encoder–decoder is transformers' T5 (`tests/golden/make_t5.py`).
+#[test]
+fn the_encoder_decoder_equals_t5() {
+    let folder = golden(env!("CARGO_MANIFEST_DIR"), "t5");
+    let mut tensors: BTreeMap<String, Tensor> =
+        golden_tensors(&folder.join("t5.safetensors")).into_iter().collect();
+    let expected = tensors.remove("log_probability").unwrap().flatten_all().unwrap();
+    let expected: Vec<f64> =
+        expected.to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect();
+    let windows = tensors.remove("windows").unwrap();
+    let (_, items, levels) = windows.dims3().unwrap();
+    let windows: Vec<u32> = windows.flatten_all().unwrap().to_vec1().unwrap();
+    let codes: Vec<&[u32]> = windows.chunks(levels).collect();
+    let rows: Vec<Vec<&[u32]>> = codes.chunks(items).map(<[&[u32]]>::to_vec).collect();
+    let options = GeneratorOptions {
+        width: 16,
+        head_width: 6,
+        inner: 24,
+        dropout: 0.0,
+        history: items - 1,
+        ..TIGER
+    };
+    let model = Generator::from_tensors(options, tensors).unwrap();
+    let batch = model.batch(&rows, Counted::default()).unwrap();
+    assert_close(&model.log_probability(&batch).unwrap(), &expected, 1e-4, 1e-4);
 }
 
 #[test]
@@ -122,7 +194,7 @@ fn growing_without_noise_keeps_logits_and_copies_the_split_token() {
     let rows = |table: &SidTable| -> Vec<Tensor> {
         let model = if *table == stage1.table { &grown } else { &model };
         let history = vec![table.row(3), table.row(9)];
-        let batch = model.batch(&[history], None).unwrap();
+        let batch = model.histories(&[history]).unwrap();
         let (state, _) = model.read(&batch).unwrap();
         vec![model.logits(&state, 0).unwrap()]
     };
@@ -311,6 +383,7 @@ fn loss_curves_equal_those_of_pytorch() {
         inner: 24,
         dropout: 0.0,
         history: items - 1,
+        ..SMALL
     };
     let model = Generator::from_tensors(options, weights).unwrap();
     let adamw = AdamWOptions { decay_vectors: false, ..AdamWOptions::default() };
@@ -318,7 +391,8 @@ fn loss_curves_equal_those_of_pytorch() {
     let mut losses = Vec::new();
     for step in 0..steps {
         let row = |row: usize| windows[(step * rows + row) * items..][..items].to_vec();
-        let batch = model.batch(&(0..rows).map(row).collect::<Vec<_>>(), None).unwrap();
+        let batch =
+            model.batch(&(0..rows).map(row).collect::<Vec<_>>(), Counted::default()).unwrap();
         let (loss, mut gradients) =
             workers.gradients(model.parameters(), 1, |_| model.loss(&batch, None)).unwrap();
         gradients.clip_global_norm(1.0).unwrap();

@@ -106,9 +106,9 @@ fn random_table(seed: u64, items: usize) -> (SidTable, Vec<u64>, Array2<f32>) {
     let rows: Vec<Vec<u32>> = (0..items)
         .map(|_| vec![stream.below(5) as u32, stream.below(4) as u32, stream.below(9) as u32])
         .collect();
-    let counts = (0..items).map(|_| (stream.uniform().powi(4) * 50.0) as u64).collect();
+    let counts: Vec<u64> = (0..items).map(|_| (stream.uniform().powi(4) * 50.0) as u64).collect();
     let points = Array2::from_shape_fn((items, 4), |_| stream.normal() as f32);
-    (SidTable::new(&rows).unwrap().deduplicated(), counts, points)
+    (SidTable::new(&rows).unwrap().deduplicated(&counts), counts, points)
 }
 
 proptest! {

@@ -75,7 +75,7 @@ pub type FullScores = Vec<Vec<f32>>;
 
 /// Scores of a baseline for the validation and the test questions. Counting baselines answer a part
 /// from all events before it; trained ones learn from the events before validation, on which they
-/// stop early.
+/// stop early. `threads` change no result.
 ///
 /// # Errors
 /// Those of training.
@@ -86,6 +86,7 @@ pub fn scores(
     epochs: usize,
     seed: Seed,
     kept: &Trained,
+    threads: usize,
 ) -> Result<[FullScores; 2]> {
     let items = data.items.len();
     let ids = |steps: &[crate::data::Step]| -> Vec<u32> { steps.iter().map(|s| s.item).collect() };
@@ -141,7 +142,7 @@ pub fn scores(
             let hashed = common::run::hash8(format!("{train:?}{histories:?}").as_bytes());
             let key =
                 json!({ "baseline": baseline, "data": hashed, "epochs": epochs, "seed": seed });
-            let training = TrainOptions { epochs, ..TrainOptions::default() };
+            let training = TrainOptions { epochs, threads, ..TrainOptions::default() };
             let name = format!("tmf-{}", baseline.name().to_lowercase());
             let (tensors, ()) = kept.get_or_train(&name, &key, |_| {
                 let answers: [FullScores; 2] = match baseline {

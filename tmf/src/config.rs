@@ -132,6 +132,9 @@ pub struct InputOptions {
     pub text: String,
     /// Items: path of a picture, relative to the items file; the column may be absent.
     pub image: String,
+    /// CLIP checkpoint that encodes the pictures, `hf:OWNER/NAME[@REVISION]` or a folder; empty =
+    /// EfficientNet-Lite0.
+    pub clip: String,
     /// Behaviours in the order of their tokens; empty = those of the events, sorted.
     pub behaviours: Vec<String>,
     /// Behaviour to predict; empty = the next item whatever its behaviour.
@@ -148,6 +151,7 @@ impl Default for InputOptions {
             title: "title".into(),
             text: "text".into(),
             image: "image".into(),
+            clip: String::new(),
             behaviours: Vec::new(),
             target: String::new(),
         }
@@ -172,7 +176,7 @@ pub struct BenchOptions {
     pub synthetic_batch: usize,
     /// Their peak learning rate.
     pub synthetic_rate: f64,
-    /// Users a synthetic catalogue is tested on.
+    /// Users a synthetic catalogue is tested on; 0 leaves the catalogues out.
     pub synthetic_users: usize,
     /// Resamples of the bootstrap.
     pub resamples: usize,
@@ -198,10 +202,14 @@ impl Default for BenchOptions {
     fn default() -> Self {
         Self {
             users: 0,
-            variants: VARIANTS.map(str::to_owned).to_vec(),
+            variants: VARIANTS
+                .into_iter()
+                .filter(|&name| name != "without own embeddings of item tokens")
+                .map(str::to_owned)
+                .collect(),
             baseline_epochs: 40,
-            title_steps: 450,
-            synthetic_steps: 1500,
+            title_steps: 300,
+            synthetic_steps: 1200,
             synthetic_batch: 32,
             synthetic_rate: 3e-3,
             synthetic_users: 400,
@@ -330,7 +338,11 @@ impl Config {
                  nothing to answer by; set train.warm_up.steps = 0 and train.curriculum = none",
             ));
         }
-        let shares = [("dropout", self.train.dropout), ("hidden_tokens", self.train.hidden_tokens)];
+        let shares = [
+            ("dropout", self.train.dropout),
+            ("fusion_dropout", self.train.fusion_dropout),
+            ("hidden_tokens", self.train.hidden_tokens),
+        ];
         for (key, share) in shares {
             if !(0.0..1.0).contains(&share) {
                 return Err(Error::usage(format!(

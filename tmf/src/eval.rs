@@ -10,7 +10,7 @@ use common::optim::Workers;
 use common::{Error, Result};
 
 use crate::data::Step;
-use crate::model::{Batch, Events, Modalities, Tmf, Used, View};
+use crate::model::{Batch, Dropout, Events, Items, Modalities, Tmf, Used, View};
 use crate::prompt::{Answer, Prompter, Row};
 
 /// A model ready to rank: prompts, frozen embeddings, and which of them it may look at.
@@ -55,6 +55,15 @@ impl<'a> Scorer<'a> {
         Batch::new(&parts, v.pad, v.size(), plain.then_some(v.text_only))
     }
 
+    fn items(&self, items: &[u32]) -> Result<Items<'a>> {
+        self.model.items(self.modalities, items, &self.view()?, &mut Dropout::default())
+    }
+
+    fn inputs(&self, batch: &Batch) -> Result<Option<Tensor>> {
+        let named = [&batch.events.items[..], &batch.candidates[..]].concat();
+        self.model.inputs(batch, &self.items(&named)?, &mut Dropout::default())
+    }
+
     /// Log-probability of each item of the catalogue as the answer by item token to each history:
     /// one pass a history, whatever the number of items.
     ///
@@ -65,19 +74,23 @@ impl<'a> Scorer<'a> {
         histories: &[&[Step]],
         workers: &Workers,
     ) -> Result<Vec<Vec<f32>>> {
-        let view = self.view()?;
         let all: Vec<u32> = (0..self.prompter.items() as u32).collect();
-        let vectors = self.model.item_vectors(self.modalities, &all, &view)?;
-        let vectors = vectors
+        let items = self.items(&all)?;
+        let vectors = items
+            .vectors(&all)?
             .map(|v| v.detach())
             .ok_or_else(|| Error::usage("answers by item token need item tokens or a modality"))?;
         let passes: Vec<&[&[Step]]> = histories.chunks(PASS).collect();
         let parts = workers.map(passes.len(), |pass| {
             common::run::check_interrupt()?;
-            let rows: Vec<Row> =
-                passes[pass].iter().map(|h| self.prompter.example(h, None, 0, 0, false)).collect();
+            let asked = |history: &&[Step]| {
+                let mut row = self.prompter.prompt(history, None, 0, false);
+                row.asked.push((row.ids.len() - 1, 0));
+                row
+            };
+            let rows: Vec<Row> = passes[pass].iter().map(asked).collect();
             let batch = self.batch(&rows)?;
-            let logits = self.model.item_logits(&batch, self.modalities, &view, &vectors)?;
+            let logits = self.model.item_logits(&batch, &items, &vectors)?;
             Ok(logits.to_vec2::<f32>()?.into_iter().map(log_softmax).collect::<Vec<_>>())
         })?;
         Ok(parts.into_iter().flatten().collect())
@@ -86,7 +99,7 @@ impl<'a> Scorer<'a> {
     /// Runs the prompt but its last token, which every candidate is run with again.
     fn prefix(&self, row: &Row) -> Result<LmCache> {
         let batch = self.batch(std::slice::from_ref(row))?;
-        let inputs = self.model.inputs(&batch, self.modalities, &self.view()?)?;
+        let inputs = self.inputs(&batch)?;
         let kept = row.ids.len() - 1;
         let ids = batch.ids.narrow(1, 0, kept)?;
         let inputs = inputs.map(|inputs| inputs.narrow(1, 0, kept)).transpose()?;
@@ -160,7 +173,7 @@ impl<'a> Scorer<'a> {
                 row.ids.extend(&answer);
                 row.labels.extend(answer.iter().map(|&token| i64::from(token)));
                 let batch = self.batch(&[row])?;
-                let inputs = self.model.inputs(&batch, self.modalities, &self.view()?)?;
+                let inputs = self.inputs(&batch)?;
                 let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
                 let log_probs = self.model.lm.token_log_probs(&batch.ids, pass)?;
                 let log_probs = log_probs.to_vec2::<f32>()?;

@@ -15,7 +15,7 @@
 //! | Eqs. 4 and 5, AMSA | [`model::fusion::Fusion::events`] |
 //! | Eq. 6, the vector at the placeholder | [`model::fusion::Fusion::events`] |
 //! | candidates' vectors | [`model::fusion::Fusion::candidates`] |
-//! | item tokens: one vector on both sides of the LM | [`model::Tmf::item_vectors`] |
+//! | item tokens: one vector on both sides of the LM | [`model::Items::vectors`] |
 //! | attention per modality | [`model::fusion::Fusion::modality_attention`] |
 //! | §3.3 prompt | [`prompt::Prompter`], tokens: [`tokens::Vocabulary`] |
 //! | §3.3 overwriting of placeholders | [`model::overwrite`] |

@@ -23,7 +23,7 @@ use crate::tokens::Vocabulary;
 use crate::train::{Material, Record, stage};
 
 /// Raise when a change of the code changes what training gives.
-const CODE: u32 = 2;
+const CODE: u32 = 3;
 
 /// A data set ready for training: what is trained on, prompts and frozen embeddings.
 #[derive(Debug)]
@@ -176,7 +176,7 @@ pub fn fit(
     }
     let fusion_options = json!({
         "warm": warm_options, "stage": train.fusion, "curriculum": train.curriculum,
-        "hidden": train.hidden_tokens, "fusion": config.fusion, "modalities": config.modalities,
+        "rest": [train.hidden_tokens, train.fusion_dropout], "fusion": config.fusion, "modalities": config.modalities,
     });
     let (tensors, fusion): (BTreeMap<String, Tensor>, Vec<Record>) =
         kept.get_or_train("tmf-fusion", &key(prepared, "fusion", fusion_options, seed), |_| {

@@ -170,6 +170,21 @@ impl Prompter {
         template: usize,
         learn_history: bool,
     ) -> Row {
+        let mut row = self.shown(history, candidates, template, learn_history);
+        if let Some(query) = self.query(self.target.unwrap_or(0)) {
+            row.push(query, false);
+        }
+        row
+    }
+
+    /// The prompt without the token that asks.
+    fn shown(
+        &self,
+        history: &[Step],
+        candidates: Option<&[u32]>,
+        template: usize,
+        learn_history: bool,
+    ) -> Row {
         let v = &self.vocabulary;
         let by_title = self.options.answer == Answer::Title;
         let [intro, question, answer] = &self.templates[template % self.templates.len()];
@@ -202,25 +217,25 @@ impl Prompter {
         if by_title {
             row.extend(answer, false);
         }
-        if let Some(query) = self.query(self.target.unwrap_or(0)) {
-            row.push(query, false);
-        }
         row
     }
 
-    /// The prompt with its answer.
+    /// The prompt with its answer. Where the prompt names the behaviour, it names the answer's.
     pub fn example(
         &self,
         history: &[Step],
         candidates: Option<&[u32]>,
-        target: u32,
+        answer: Step,
         template: usize,
         learn_history: bool,
     ) -> Row {
-        let mut row = self.prompt(history, candidates, template, learn_history);
+        let mut row = self.shown(history, candidates, template, learn_history);
+        if let Some(query) = self.query(answer.behaviour) {
+            row.push(query, false);
+        }
         match self.options.answer {
-            Answer::Item => row.asked.push((row.ids.len() - 1, target)),
-            Answer::Title => row.extend(&self.answer(target), true),
+            Answer::Item => row.asked.push((row.ids.len() - 1, answer.item)),
+            Answer::Title => row.extend(&self.answer(answer.item), true),
         }
         row
     }

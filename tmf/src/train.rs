@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Step;
 use crate::model::fusion::{GROUPS, group_of, reaches};
-use crate::model::{Batch, CmaScope, GRAPH, Modalities, Pool, TEXT, Tmf, Used, View, mask};
+use crate::model::{
+    Batch, CmaScope, Dropout, GRAPH, Modalities, Noise, Pool, TEXT, Tmf, Used, View, mask,
+};
 use crate::prompt::{Answer, Prompter, Row};
 
 /// How hard the prompts are over the steps of the fusion stage.
@@ -69,7 +71,7 @@ pub struct StageOptions {
 
 impl Default for StageOptions {
     fn default() -> Self {
-        Self { steps: 400, batch: 64, learning_rate: 4e-3, listed: 0.0 }
+        Self { steps: 150, batch: 64, learning_rate: 3e-3, listed: 0.0 }
     }
 }
 
@@ -86,8 +88,10 @@ pub struct TrainOptions {
     /// Whether the items of the history are targets too. The answer alone is LLaRA's; this gives
     /// tens of targets a row instead of one and is what makes training from scratch possible.
     pub learn_history: bool,
-    /// Dropout of the LM's input and of its output.
+    /// Dropout of the LM's input and of what its layers add.
     pub dropout: f64,
+    /// Dropout of adapted vectors and of what AMSA adds.
+    pub fusion_dropout: f64,
     /// Share of items whose token's own embedding is hidden, drawn anew each step, so that the
     /// modalities learn to speak for items that nobody has touched.
     pub hidden_tokens: f64,
@@ -103,12 +107,13 @@ impl Default for TrainOptions {
     fn default() -> Self {
         Self {
             warm_up: StageOptions::default(),
-            fusion: StageOptions { steps: 400, learning_rate: 2e-3, ..StageOptions::default() },
+            fusion: StageOptions { steps: 300, ..StageOptions::default() },
             curriculum: Curriculum::ThreeStage,
             learn_history: true,
-            dropout: 0.2,
+            dropout: 0.3,
+            fusion_dropout: 0.2,
             hidden_tokens: 0.2,
-            weight_decay: 0.01,
+            weight_decay: 0.05,
             clip: 1.0,
             slices: 2,
         }
@@ -141,47 +146,88 @@ pub struct Record {
     pub loss: f64,
 }
 
-/// Draws training rows.
+/// A stretch of a user's events: those before the answer that the prompt shows, and the answer.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    user: usize,
+    first: usize,
+    answer: usize,
+}
+
+/// Draws training rows, epoch by epoch.
 pub struct Sampler<'a> {
     material: &'a Material<'a>,
-    /// User and position of everything that may be an answer.
-    answers: Vec<(u32, u32)>,
     learn_history: bool,
+    /// What is left of the epoch.
+    left: Vec<Window>,
 }
 
 impl<'a> Sampler<'a> {
-    /// All events after a user's first that have the target behaviour.
+    /// Rows of `material`; see [`TrainOptions::learn_history`].
     ///
     /// # Errors
-    /// [`Error::Data`] when there is none.
+    /// [`Error::Data`] when no user has an event before one of the target behaviour.
     pub fn new(material: &'a Material<'a>, learn_history: bool) -> Result<Self> {
-        let target = material.prompter.target;
-        let mut answers = Vec::new();
-        for (user, sequence) in material.sequences.iter().enumerate() {
-            for (at, step) in sequence.iter().enumerate().skip(1) {
-                if target.is_none_or(|target| target == step.behaviour) {
-                    answers.push((user as u32, at as u32));
-                }
-            }
-        }
-        if answers.is_empty() {
+        let sampler = Self { material, learn_history, left: Vec::new() };
+        if material.sequences.iter().all(|sequence| sampler.answers(sequence).next().is_none()) {
             return Err(Error::data(
                 "no user with an event before one of the target behaviour",
                 "at least one such user to learn from",
             ));
         }
-        Ok(Self { material, answers, learn_history })
+        Ok(sampler)
+    }
+
+    /// Positions of the events after the first that have the target behaviour.
+    fn answers<'b>(&self, sequence: &'b [Step]) -> impl Iterator<Item = usize> + use<'b> {
+        let target = self.material.prompter.target;
+        let asked = move |at: &usize| target.is_none_or(|t| t == sequence[*at].behaviour);
+        (1..sequence.len()).filter(asked)
+    }
+
+    /// One epoch in random order. With learnt histories, each sequence is cut into windows of at
+    /// most the prompt's history, the first cut at a random place, so that every event after the
+    /// first is a target once (as SASRec is trained); else each answer has its own row.
+    fn epoch(&self, stream: &mut Stream) -> Vec<Window> {
+        let most = self.material.prompter.options.history;
+        let mut windows = Vec::new();
+        for (user, sequence) in self.material.sequences.iter().enumerate() {
+            if !self.learn_history {
+                let all = self.answers(sequence);
+                windows.extend(all.map(|at| Window {
+                    user,
+                    first: at.saturating_sub(most),
+                    answer: at,
+                }));
+                continue;
+            }
+            let last = sequence.len().saturating_sub(1);
+            let mut first = 0;
+            let mut answer = if last <= most { last } else { 1 + stream.below(most) };
+            while first < last {
+                windows.push(Window { user, first, answer });
+                first = answer;
+                answer = (answer + most).min(last);
+            }
+        }
+        stream.shuffle(&mut windows);
+        windows
     }
 
     /// One row; listed prompts have the answer and uniform items that the user has no event with.
-    pub fn row(&self, listed: bool, template: usize, stream: &mut Stream) -> Row {
+    pub fn row(&mut self, listed: bool, template: usize, stream: &mut Stream) -> Row {
+        let window = loop {
+            match self.left.pop() {
+                Some(window) => break window,
+                None => self.left = self.epoch(stream),
+            }
+        };
         let material = self.material;
-        let (user, at) = self.answers[stream.below(self.answers.len())];
-        let sequence = &material.sequences[user as usize];
-        let answer = sequence[at as usize].item;
+        let sequence = &material.sequences[window.user];
+        let answer = sequence[window.answer];
         let candidates = listed.then(|| {
             let pool = &material.pool.items;
-            let mut items = vec![answer];
+            let mut items = vec![answer.item];
             let mut tries = 0;
             while items.len() < material.candidates && tries < 50 * material.candidates {
                 let item = pool[stream.below(pool.len())];
@@ -195,7 +241,7 @@ impl<'a> Sampler<'a> {
             items
         });
         material.prompter.example(
-            &sequence[..at as usize],
+            &sequence[window.first..window.answer],
             candidates.as_deref(),
             answer,
             template,
@@ -278,7 +324,7 @@ pub fn stage(
 ) -> Result<Vec<Record>> {
     let stage = if fusion { &options.fusion } else { &options.warm_up };
     let name = if fusion { "fusion" } else { "warm-up" };
-    let sampler = Sampler::new(material, options.learn_history)?;
+    let mut sampler = Sampler::new(material, options.learn_history)?;
     let mut stream = seed.stream(&format!("train/{name}"));
     let mut groups = Groups::new(model, options);
     let total = stage.steps as u64;
@@ -322,9 +368,12 @@ pub fn stage(
             .try_fold(Parameters::default(), |all, adamw| all.join(adamw.parameters().clone()))?;
         let loss_of = |slice: usize| {
             let batch = &batches[slice];
-            let dropout = (options.dropout > 0.0)
-                .then(|| (options.dropout, seed.stream(&format!("dropout/{name}/{step}/{slice}"))));
-            let loss = model.loss(batch, material.modalities, &view, material.pool, dropout)?;
+            let stream = |part: &str| seed.stream(&format!("dropout/{name}/{part}/{step}/{slice}"));
+            let mut noise = Noise {
+                lm: Dropout::new(options.dropout, stream("lm")),
+                fusion: Dropout::new(options.fusion_dropout, stream("fusion")),
+            };
+            let loss = model.loss(batch, material.modalities, &view, material.pool, &mut noise)?;
             Ok((loss * (batch.targets as f64 / targets as f64))?)
         };
         let (loss, mut gradients) = workers.gradients(&parameters, batches.len(), loss_of)?;

@@ -18,7 +18,7 @@ from torch import nn
 
 ITEMS, HIDDEN, INNER, LAYERS, HEADS, WIDTH, FUSION_HEADS = 1682, 64, 128, 2, 2, 64, 2
 TEXT, GRAPH, BEHAVIOURS, EVENTS, BATCH, VOCABULARY, STEPS = 384, 64, 3, 50, 64, 1800, 5
-DROPOUT, HIDDEN_TOKENS = 0.2, 0.2
+DROPOUT, FUSION_DROPOUT, HIDDEN_TOKENS = 0.3, 0.2, 0.2
 
 
 def mlp(inputs, inner, outputs):
@@ -58,9 +58,9 @@ class Block(nn.Module):
 
     def forward(self, x, rope):
         y = self.norm1(x)
-        x = x + self.attention(y, y, True, rope)
+        x = x + F.dropout(self.attention(y, y, True, rope), DROPOUT)
         y = self.norm2(x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return x + F.dropout(self.down(F.silu(self.gate(y)) * self.up(y)), DROPOUT)
 
 
 class Tmf(nn.Module):
@@ -83,24 +83,22 @@ class Tmf(nn.Module):
         for table in [self.positions, self.behaviours, self.items, self.tokens]:
             nn.init.normal_(table.weight, std=0.0875)
 
-    def adapt(self, ids):
-        return self.adapters[0](self.text[ids]), self.adapters[1](self.graph[ids])
-
-    def cross(self, text, graph):
-        return self.cma(graph[:, None], text[:, None], False)[:, 0]
-
     def loss(self, ids, behaviours, targets, rope):
         batch, events = ids.shape
         flat = ids.flatten()
         own = self.items.weight * (torch.rand(ITEMS, 1) >= HIDDEN_TOKENS)
-        text, graph = self.adapt(flat)
+        # every item is adapted once, however often it is named
+        text = F.dropout(self.adapters[0](self.text), FUSION_DROPOUT)
+        graph = F.dropout(self.adapters[1](self.graph), FUSION_DROPOUT)
+        crossed = self.cma(graph[:, None], text[:, None], False)[:, 0]
         base = self.behaviours(behaviours.flatten())
         base = base + self.positions(torch.arange(events).repeat(batch))
-        x = torch.stack([base + text + self.kinds[0], base + graph + self.kinds[1]], 1)
-        x = x.view(batch, 2 * events, WIDTH)
-        x = self.norm1(x + self.amsa(x, x, True))
-        x = self.norm2(x + self.feed_forward(x)).view(-1, 2, WIDTH).mean(1)
-        fused = self.output(torch.cat([self.cross(text, graph), x], 1)) + own[flat]
+        both = [base + text[flat] + self.kinds[0], base + graph[flat] + self.kinds[1]]
+        x = torch.stack(both, 1).view(batch, 2 * events, WIDTH)
+        x = self.norm1(x + F.dropout(self.amsa(x, x, True), FUSION_DROPOUT))
+        x = self.norm2(x + F.dropout(self.feed_forward(x), FUSION_DROPOUT))
+        x = x.view(-1, 2, WIDTH).mean(1)
+        fused = self.output(torch.cat([crossed[flat], x], 1)) + own[flat]
         fused = fused.view(batch, events, HIDDEN)
         # intro of two tokens, then a behaviour token and an item token per event
         intro = self.tokens(torch.zeros(batch, 2, dtype=torch.long))
@@ -108,10 +106,9 @@ class Tmf(nn.Module):
         x = F.dropout(torch.cat([intro, pairs], 1), DROPOUT)
         for block in self.blocks:
             x = block(x, rope)
-        rows = F.dropout(self.norm(x)[:, 3::2].reshape(-1, HIDDEN), DROPOUT)
-        text, graph = self.adapt(torch.arange(ITEMS))
-        both = torch.cat([self.cross(text, graph), (text + graph) / 2], 1)
-        return F.cross_entropy(rows @ (self.candidate_output(both) + own).T, targets.flatten())
+        rows = self.norm(x)[:, 3::2].reshape(-1, HIDDEN)
+        table = self.candidate_output(torch.cat([crossed, (text + graph) / 2], 1)) + own
+        return F.cross_entropy(rows @ table.T, targets.flatten())
 
 
 def train(threads):

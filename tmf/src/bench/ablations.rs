@@ -153,7 +153,7 @@ pub(super) fn by_title(config: &Config) -> Config {
     c.train.warm_up = StageOptions { steps, batch: 32, learning_rate: 4e-3, listed: 0.2 };
     c.train.fusion =
         StageOptions { steps: steps / 3, learning_rate: 2e-3, ..c.train.warm_up.clone() };
-    (c.train.dropout, c.train.hidden_tokens) = (0.0, 0.0);
+    (c.train.dropout, c.train.fusion_dropout, c.train.hidden_tokens) = (0.0, 0.0, 0.0);
     c
 }
 

@@ -179,6 +179,8 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     let all = ours.score(&asked, &modalities, |scorer| scorer)?;
     let note = "answers by item token; a small LM trained from scratch in place of Llama2-7B; no \
                 images exist for this data, so image is absent";
+    let on_valid = eval::hits(&eval::ranks(&asked.valid, &all.valid), 1);
+    tracing::info!("hr@1 on validation: {:.4}", stats::mean_sd(&on_valid).0);
     table.add("TMF", Role::Paper, &all, Some(note.into()), started);
     let ensemble = ensembles(&mut table, &all, &light_gcn, &others)?;
     ablations::controls(&mut table, &ours, &modalities)?;
@@ -304,7 +306,9 @@ fn models_over_ids(
         let answers = context.seeds[..trained]
             .iter()
             .map(|&seed| {
-                baselines::scores(baseline, data, both, epochs, Seed::new(seed), &context.kept)
+                let threads = context.workers.threads();
+                let kept = &context.kept;
+                baselines::scores(baseline, data, both, epochs, Seed::new(seed), kept, threads)
             })
             .collect::<Result<Vec<_>>>()?;
         let of = |seed: usize| &answers[seed.min(trained - 1)];
@@ -325,7 +329,10 @@ fn models_over_ids(
 }
 
 /// Members of the ensembles: ours and what it is joined with.
-pub(super) const MEMBERS: [&str; 4] = ["TMF", "LightGCN", "item-kNN", "SASRec"];
+pub(super) const MEMBERS: [&str; 5] = ["TMF", "LightGCN", "item-kNN", "SASRec", "GRU4Rec"];
+/// The members that are baselines over item ids, in the same order.
+pub(super) const OVER_IDS: [Baseline; 3] =
+    [Baseline::TunedItemKnn, Baseline::Sasrec, Baseline::Gru4rec];
 
 /// Ensembles learnt on validation, the same without TMF, and paired differences. Returns the full
 /// ensemble, in the order of [`MEMBERS`].
@@ -342,11 +349,15 @@ fn ensembles(
         let found = found.map(|other| &other.scored);
         found.ok_or_else(|| Error::Bug(format!("{} was not scored", wanted.name())))
     };
-    let all = [tmf, light_gcn, of(Baseline::TunedItemKnn)?, of(Baseline::Sasrec)?];
+    let mut all = vec![tmf, light_gcn];
+    for baseline in OVER_IDS {
+        all.push(of(baseline)?);
+    }
+    let (whole, without) = (MEMBERS.join(" + "), MEMBERS[1..].join(" + ") + ", no TMF");
     let sets = [
         ("TMF + LightGCN", Role::Ours, vec![0, 1]),
-        ("TMF + LightGCN + item-kNN + SASRec", Role::Ours, vec![0, 1, 2, 3]),
-        ("LightGCN + item-kNN + SASRec, no TMF", Role::Control, vec![1, 2, 3]),
+        (whole.as_str(), Role::Ours, (0..MEMBERS.len()).collect()),
+        (without.as_str(), Role::Control, (1..MEMBERS.len()).collect()),
     ];
     let mut joint: Vec<(&str, Scored, Ensemble)> = Vec::new();
     for (name, role, members) in sets {

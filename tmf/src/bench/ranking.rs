@@ -6,7 +6,7 @@ use std::time::Instant;
 use common::report::{Role, Row};
 use common::{Error, Result, metrics};
 
-use super::movielens::{DATASET, MEMBERS, Other, Ours, Scored, Table, blank};
+use super::movielens::{DATASET, MEMBERS, OVER_IDS, Other, Ours, Scored, Table, blank};
 use super::{Context, Line, row};
 use crate::baselines::Baseline;
 use crate::config::Config;
@@ -171,8 +171,10 @@ pub(super) fn full(
     };
     let joint = (0..scores.len())
         .map(|seed| {
-            let (knn, sasrec) = (of(Baseline::TunedItemKnn, seed)?, of(Baseline::Sasrec, seed)?);
-            Ok(ranks(&ensemble.scores(&[&scores[seed], &by_graph, &knn, &sasrec])))
+            let over_ids = OVER_IDS.map(|baseline| of(baseline, seed));
+            let over_ids = over_ids.into_iter().collect::<Result<Vec<Scores>>>()?;
+            let members = [&scores[seed], &by_graph].into_iter().chain(&over_ids);
+            Ok(ranks(&ensemble.scores(&members.collect::<Vec<_>>())))
         })
         .collect::<Result<_>>()?;
     ranked.push((MEMBERS.join(" + "), Role::Ours, joint));

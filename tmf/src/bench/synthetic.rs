@@ -35,6 +35,8 @@ pub fn sized(config: &Config) -> Config {
     // test users see items of which training knows nothing, so only modalities can speak
     c.lm.item_tokens = false;
     c.train.curriculum = Curriculum::None;
+    // new users and items at every test: nothing to learn by heart
+    (c.train.dropout, c.train.fusion_dropout) = (0.1, 0.0);
     c.train.warm_up.steps = 0;
     c.train.fusion = StageOptions {
         steps: config.bench.synthetic_steps,
@@ -78,6 +80,9 @@ pub fn queries(catalogue: &Catalogue) -> Vec<Query> {
 }
 
 pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Result<()> {
+    if config.bench.synthetic_users == 0 {
+        return Ok(());
+    }
     let base = Seed::new(context.seeds.first().copied().unwrap_or(0));
     let mut sizes = Sizes { tests: config.bench.synthetic_users, ..Sizes::default() };
     if config.bench.synthetic_users < 100 {

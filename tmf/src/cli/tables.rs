@@ -8,12 +8,14 @@ use common::cli::{CommonArgs, text};
 use common::encode::TextEncoder;
 use common::optim::Workers;
 use common::rng::Seed;
+use common::stable_diffusion::Clip;
 use common::{Error, Result, metrics, stats};
 use serde_json::json;
 
 use super::{assets_of, threads};
 use crate::config::{Config, GraphEncoder, InputOptions};
-use crate::data::{Dataset, Part, candidates, tables};
+use crate::data::{Dataset, Item, Part, candidates, tables};
+use crate::encoders::clip;
 use crate::encoders::efficientnet::EfficientNetLite0;
 use crate::encoders::image::Picture;
 use crate::ensemble::softmax;
@@ -89,7 +91,8 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, config: &Config) -> Result<S
     let kept = Trained::new(&cache.join("trained"));
     let seed = Seed::new(args.seed);
     let used = config.modalities.used();
-    let image = if used[0] { images(&data, &assets, &workers)? } else { None };
+    let clip = &config.input.clip;
+    let image = if used[0] { images(&data, clip, &assets, &workers)? } else { None };
     let written = data.items.iter().any(|item| !item.text.trim().is_empty());
     let text = (used[1] && written)
         .then(|| {
@@ -112,7 +115,9 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, config: &Config) -> Result<S
         GraphEncoder::LightGcn => "LightGCN per behaviour",
         GraphEncoder::Mbht => "MBHT",
     };
-    let names = ["EfficientNet-Lite0", "MiniLM of the text column", by_graph];
+    let by_image =
+        if clip.is_empty() { "EfficientNet-Lite0".to_owned() } else { format!("CLIP {clip}") };
+    let names = [by_image.as_str(), "MiniLM of the text column", by_graph];
     let encoded = [image, text, graph];
     let there =
         |at: usize| encoded[at].as_ref().is_some_and(|(_, present)| present.contains(&true));
@@ -156,35 +161,38 @@ pub(super) fn fit(fit: &FitArgs, args: &CommonArgs, config: &Config) -> Result<S
     Ok(text::table(&["what", "value"], &lines))
 }
 
-/// Features of the pictures. Without the opt-in encoder, or for a picture that can't be read, the
-/// items have no image, and a warning says so.
+/// Features of the pictures, by CLIP where a checkpoint is named. Without the opt-in encoder, or for
+/// a picture that can't be read, the items have no image, and a warning says so.
 fn images(
     data: &Dataset,
+    clip: &str,
     assets: &common::assets::Assets,
     workers: &Workers,
 ) -> Result<Option<Encoded>> {
     if data.items.iter().all(|item| item.image.is_none()) {
         return Ok(None);
     }
-    let encoder = match EfficientNetLite0::from_assets(assets) {
-        Ok(encoder) => encoder,
-        Err(error @ Error::Asset { .. }) => {
-            tracing::warn!("pictures are left out: {error}");
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    let pictures: Vec<Option<Picture>> = data
-        .items
-        .iter()
-        .map(|item| {
+    let pictures = || -> Vec<Option<Picture>> {
+        let read = |item: &Item| {
             let path = item.image.as_deref()?;
             Picture::read(path)
                 .inspect_err(|error| tracing::warn!("item {} has no image: {error}", item.id))
                 .ok()
-        })
-        .collect();
-    Ok(Some(encoder.encode(&pictures, workers)?))
+        };
+        data.items.iter().map(read).collect()
+    };
+    if !clip.is_empty() {
+        let clip = Clip::open(clip, assets)?;
+        return Ok(Some(clip::encode(&clip, &pictures(), workers)?));
+    }
+    match EfficientNetLite0::from_assets(assets) {
+        Ok(encoder) => Ok(Some(encoder.encode(&pictures(), workers)?)),
+        Err(error @ Error::Asset { .. }) => {
+            tracing::warn!("pictures are left out: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn open(folder: &std::path::Path, events: &std::path::Path) -> Result<(Stored, Dataset)> {

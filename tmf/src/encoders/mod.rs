@@ -1,5 +1,6 @@
 //! Frozen encoders of the three modalities.
 
+pub mod clip;
 pub mod efficientnet;
 pub mod graph;
 pub mod image;

@@ -1,8 +1,11 @@
 //! Adapters, cross-modality attention (CMA) and all-modality self-attention (AMSA), §3.2.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Tensor};
 use common::nn::{Builder, Embedding, Init, LayerNorm, Linear, Mlp};
 use common::ops::{self, Activation};
+use common::rng::Stream;
 use common::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -118,6 +121,7 @@ struct Amsa {
 }
 
 /// Adapted vectors of a list of items, with what is present.
+#[derive(Debug)]
 struct Adapted {
     /// `[n, width]` per modality, zero where absent; `None` where not used.
     vectors: [Option<Tensor>; 3],
@@ -134,6 +138,65 @@ impl Adapted {
     /// Mean over the present modalities, `[n, width]`.
     fn mean(&self, width: usize) -> Result<Tensor> {
         mean_of(&self.vectors, &self.present, self.count, width)
+    }
+
+    /// The rows at `places`.
+    fn at(&self, places: &[u32]) -> Result<Self> {
+        let ids = Tensor::new(places, &Device::Cpu)?;
+        let rows = |vectors: &Option<Tensor>| {
+            vectors.as_ref().map(|v| ops::embedding(v, &ids)).transpose()
+        };
+        let vectors = [rows(&self.vectors[0])?, rows(&self.vectors[1])?, rows(&self.vectors[2])?];
+        let present = [0, 1, 2]
+            .map(|at| places.iter().map(|&place| self.present[at][place as usize]).collect());
+        Ok(Self { vectors, present, count: places.len() })
+    }
+}
+
+/// Distinct items outside any sequence: their adapted vectors (Eq. 1), c_i with scope item (Eq. 2)
+/// and the mean of their modalities. What a pass needs of an item more than once is computed once.
+#[derive(Debug)]
+pub struct ItemTable {
+    adapted: Adapted,
+    /// `[n, width]`.
+    crossed: Tensor,
+    /// `[n, width]`.
+    mean: Tensor,
+    place: HashMap<u32, u32>,
+}
+
+impl ItemTable {
+    fn places(&self, items: &[u32]) -> Result<Vec<u32>> {
+        let place = |item: &u32| self.place.get(item).copied();
+        let places: Option<Vec<u32>> = items.iter().map(place).collect();
+        places.ok_or_else(|| Error::Bug("an item is not among those that were adapted".into()))
+    }
+}
+
+/// Dropout in training; nothing otherwise.
+#[derive(Debug, Default)]
+pub struct Dropout(Option<(f64, Stream)>);
+
+impl Dropout {
+    /// Zeroes values with `probability`, drawn from the stream.
+    pub fn new(probability: f64, stream: Stream) -> Self {
+        Self((probability > 0.0).then_some((probability, stream)))
+    }
+
+    /// Whether it changes anything.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The values that are left, scaled up.
+    ///
+    /// # Errors
+    /// None but bugs.
+    pub fn apply(&mut self, x: Tensor) -> Result<Tensor> {
+        match &mut self.0 {
+            Some((probability, stream)) => Ok(ops::dropout(&x, *probability, stream)?),
+            None => Ok(x),
+        }
     }
 }
 
@@ -256,7 +319,13 @@ impl Fusion {
     }
 
     /// Eq. 1: m_i^x = FFN_x(v_i^x) of each item in the list.
-    fn adapt(&self, modalities: &Modalities, items: &[u32], used: Used) -> Result<Adapted> {
+    fn adapt(
+        &self,
+        modalities: &Modalities,
+        items: &[u32],
+        used: Used,
+        dropout: &mut Dropout,
+    ) -> Result<Adapted> {
         let mut vectors = [None, None, None];
         let mut present = [const { Vec::new() }; 3];
         let ids = Tensor::new(items, &Device::Cpu)?;
@@ -264,7 +333,7 @@ impl Fusion {
             let known = match (&self.adapters[at], &modalities[at], used[at]) {
                 (Some(adapter), Some(modality), true) => {
                     let rows = modality.vectors.index_select(&ids, 0)?;
-                    vectors[at] = Some(adapter.forward(&rows)?);
+                    vectors[at] = Some(dropout.apply(adapter.forward(&rows)?)?);
                     Some(modality)
                 }
                 _ => None,
@@ -281,13 +350,38 @@ impl Fusion {
         Ok(Adapted { vectors, present, count: items.len() })
     }
 
-    /// Eq. 2 for each item: the graph vector (the mean where there is none) asks image and text.
-    fn cross_item(&self, adapted: &Adapted) -> Result<Tensor> {
+    /// What the events and candidates of a pass need of `items`, each of which is adapted once
+    /// however often it is named.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn table(
+        &self,
+        modalities: &Modalities,
+        items: &[u32],
+        used: Used,
+        dropout: &mut Dropout,
+    ) -> Result<ItemTable> {
+        let mut place = HashMap::with_capacity(items.len());
+        let mut distinct = Vec::with_capacity(items.len());
+        for &item in items {
+            place.entry(item).or_insert_with(|| {
+                distinct.push(item);
+                distinct.len() as u32 - 1
+            });
+        }
+        let adapted = self.adapt(modalities, &distinct, used, dropout)?;
         let mean = adapted.mean(self.options.width)?;
-        let Some(cross) = &self.cross else { return Ok(mean) };
+        let crossed = self.cross_item(&adapted, &mean)?;
+        Ok(ItemTable { adapted, crossed, mean, place })
+    }
+
+    /// Eq. 2 for each item: the graph vector (the mean where there is none) asks image and text.
+    fn cross_item(&self, adapted: &Adapted, mean: &Tensor) -> Result<Tensor> {
+        let Some(cross) = &self.cross else { return Ok(mean.clone()) };
         let keys: Vec<usize> = (0..2).filter(|&at| adapted.vectors[at].is_some()).collect();
         if keys.is_empty() {
-            return Ok(mean);
+            return Ok(mean.clone());
         }
         let query = match &adapted.vectors[GRAPH] {
             Some(graph) => {
@@ -295,7 +389,7 @@ impl Fusion {
                 let absent = adapted.mask(GRAPH)?.affine(-1.0, 1.0)?.unsqueeze(1)?;
                 (graph + mean.broadcast_mul(&absent)?)?
             }
-            None => mean,
+            None => mean.clone(),
         };
         let vectors: Vec<&Tensor> =
             keys.iter().filter_map(|&at| adapted.vectors[at].as_ref()).collect();
@@ -371,11 +465,18 @@ impl Fusion {
     }
 
     /// Eqs. 4 and 5, averaged over the present modalities of each event.
-    fn all_modality(&self, amsa: &Amsa, adapted: &Adapted, events: &Events) -> Result<Tensor> {
+    fn all_modality(
+        &self,
+        amsa: &Amsa,
+        adapted: &Adapted,
+        events: &Events,
+        dropout: &mut Dropout,
+    ) -> Result<Tensor> {
         let (x, mask, used) = self.tokens(amsa, adapted, events)?;
         let mixed = amsa.attention.forward(&x, &x, &mask, self.options.causal)?;
-        let x = amsa.norm1.forward(&(&x + mixed)?)?;
-        let x = amsa.norm2.forward(&(&x + amsa.feed_forward.forward(&x)?)?)?;
+        let x = amsa.norm1.forward(&(&x + dropout.apply(mixed)?)?)?;
+        let mixed = dropout.apply(amsa.feed_forward.forward(&x)?)?;
+        let x = amsa.norm2.forward(&(&x + mixed)?)?;
         let width = self.options.width;
         let x = x.reshape((events.batch * events.length, used.len(), width))?;
         let mut vectors = [None, None, None];
@@ -388,18 +489,25 @@ impl Fusion {
     /// Eq. 6: h_t of every event, padding included, `[batch · length, hidden]`.
     ///
     /// # Errors
-    /// Shapes that do not fit.
-    pub fn events(&self, modalities: &Modalities, events: &Events, used: Used) -> Result<Tensor> {
-        let adapted = self.adapt(modalities, &events.items, used)?;
+    /// Shapes that do not fit; an item that `table` lacks.
+    pub fn events(
+        &self,
+        table: &ItemTable,
+        events: &Events,
+        dropout: &mut Dropout,
+    ) -> Result<Tensor> {
+        let places = table.places(&events.items)?;
+        let adapted = table.adapted.at(&places)?;
+        let rows = |of: &Tensor| ops::embedding(of, &Tensor::new(&places[..], &Device::Cpu)?);
         let crossed = match self.mirrored {
             Some(_) => self.cross_sequence(&adapted, events)?,
-            None => self.cross_item(&adapted)?,
+            None => rows(&table.crossed)?,
         };
         let any = adapted.vectors.iter().any(Option::is_some);
         let context = match &self.amsa {
-            Some(amsa) if any => self.all_modality(amsa, &adapted, events)?,
+            Some(amsa) if any => self.all_modality(amsa, &adapted, events, dropout)?,
             _ => {
-                let mean = adapted.mean(self.options.width)?;
+                let mean = rows(&table.mean)?;
                 match &self.behaviour {
                     Some(behaviour) => {
                         let ids = Tensor::new(&events.behaviours[..], &Device::Cpu)?;
@@ -416,12 +524,11 @@ impl Fusion {
     /// sequence. `[items, hidden]`.
     ///
     /// # Errors
-    /// Shapes that do not fit.
-    pub fn candidates(&self, modalities: &Modalities, items: &[u32], used: Used) -> Result<Tensor> {
-        let adapted = self.adapt(modalities, items, used)?;
-        let crossed = self.cross_item(&adapted)?;
-        let mean = adapted.mean(self.options.width)?;
-        self.candidate_output.forward(&Tensor::cat(&[&crossed, &mean], 1)?)
+    /// As [`Fusion::events`].
+    pub fn candidates(&self, table: &ItemTable, items: &[u32]) -> Result<Tensor> {
+        let places = Tensor::new(&table.places(items)?[..], &Device::Cpu)?;
+        let both = Tensor::cat(&[&table.crossed, &table.mean], 1)?;
+        self.candidate_output.forward(&ops::embedding(&both, &places)?)
     }
 
     /// How much the last event of each row looks at each modality: AMSA's attention weights of its
@@ -436,7 +543,8 @@ impl Fusion {
         events: &Events,
     ) -> Result<Option<Vec<[f64; 3]>>> {
         let Some(amsa) = &self.amsa else { return Ok(None) };
-        let adapted = self.adapt(modalities, &events.items, [true; 3])?;
+        let dropout = &mut Dropout::default();
+        let adapted = self.adapt(modalities, &events.items, [true; 3], dropout)?;
         let (x, mask, used) = self.tokens(amsa, &adapted, events)?;
         let weights = amsa.attention.weights(&x, &x, &mask, self.options.causal)?;
         let weights = weights.to_vec3::<f32>()?;

@@ -11,16 +11,16 @@ pub mod fusion;
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use common::lm::{Lm, LmConfig, Pass};
+use common::lm::{Hooks, Lm, LmConfig, Pass, Writer};
 use common::nn::{Builder, Embedding, Parameters};
-use common::rng::{Seed, Stream};
+use common::rng::Seed;
 use common::{Error, Result, ops};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use fusion::{
-    CmaScope, Events, Fusion, FusionOptions, GRAPH, IMAGE, MODALITIES, Modalities, Modality, TEXT,
-    Used, overwrite,
+    CmaScope, Dropout, Events, Fusion, FusionOptions, GRAPH, IMAGE, ItemTable, MODALITIES,
+    Modalities, Modality, TEXT, Used, overwrite,
 };
 
 /// Sizes of the LM that is trained from scratch.
@@ -209,28 +209,46 @@ impl Tmf {
         }
     }
 
-    fn fused(&self, view: &View) -> Option<&Fusion> {
-        self.fusion.as_ref().filter(|_| view.used != [false; 3])
+    /// What a look at `items` gives of them before any sequence; each is adapted once however often
+    /// it is named.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn items(
+        &self,
+        modalities: &Modalities,
+        items: &[u32],
+        view: &View,
+        dropout: &mut Dropout,
+    ) -> Result<Items<'_>> {
+        let fusion = self.fusion.as_ref().filter(|_| view.used != [false; 3]);
+        let table = fusion
+            .map(|fusion| {
+                Ok::<_, Error>((fusion, fusion.table(modalities, items, view.used, dropout)?))
+            })
+            .transpose()?;
+        Ok(Items { table, own: self.own(view)? })
     }
 
     /// What the first layer reads: token embeddings, overwritten at the placeholders (§3.3).
     /// `None` where the batch has no placeholder to overwrite.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Shapes that do not fit; an item of the batch that `items` lacks.
     pub fn inputs(
         &self,
         batch: &Batch,
-        modalities: &Modalities,
-        view: &View,
+        items: &Items<'_>,
+        dropout: &mut Dropout,
     ) -> Result<Option<Tensor>> {
         let mut vectors = Vec::new();
         if !batch.events.items.is_empty() {
-            let fused = self.fused(view).map(|f| f.events(modalities, &batch.events, view.used));
-            vectors.extend(self.with_own(fused.transpose()?, &batch.events.items, view)?);
+            let fused =
+                items.table.as_ref().map(|(f, table)| f.events(table, &batch.events, dropout));
+            vectors.extend(items.with_own(fused.transpose()?, &batch.events.items)?);
         }
         if !batch.candidates.is_empty() {
-            vectors.extend(self.item_vectors(modalities, &batch.candidates, view)?);
+            vectors.extend(items.vectors(&batch.candidates)?);
         }
         if vectors.is_empty() {
             return Ok(None);
@@ -239,38 +257,8 @@ impl Tmf {
         Ok(Some(overwrite(self.lm.embedding(), &vectors, &batch.lookup)?))
     }
 
-    fn with_own(
-        &self,
-        fused: Option<Tensor>,
-        items: &[u32],
-        view: &View,
-    ) -> Result<Option<Tensor>> {
-        let own =
-            self.own(view)?.map(|own| ops::embedding(&own, &Tensor::new(items, &Device::Cpu)?));
-        Ok(match (fused, own.transpose()?) {
-            (Some(fused), Some(own)) => Some((fused + own)?),
-            (fused, own) => fused.or(own),
-        })
-    }
-
-    /// Vectors of items outside any sequence, `[items, hidden]`: at `[CansEmb]`, and the rows of the
-    /// output layer that answers by item token are scored with. `None` where the view shows nothing.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn item_vectors(
-        &self,
-        modalities: &Modalities,
-        items: &[u32],
-        view: &View,
-    ) -> Result<Option<Tensor>> {
-        let fused = self.fused(view).map(|f| f.candidates(modalities, items, view.used));
-        self.with_own(fused.transpose()?, items, view)
-    }
-
     /// Mean cross-entropy of the targets (§3.4: the answer only, or also the history's items). For
-    /// answers by item token, the softmax is over `pool`. `dropout` (probability and stream)
-    /// falls on the LM's input and on the outputs that are asked.
+    /// answers by item token, the softmax is over `pool`.
     ///
     /// # Errors
     /// Shapes that do not fit; an answer outside the pool.
@@ -280,47 +268,117 @@ impl Tmf {
         modalities: &Modalities,
         view: &View,
         pool: &Pool,
-        dropout: Option<(f64, Stream)>,
+        noise: &mut Noise,
     ) -> Result<Tensor> {
-        let mut dropout = dropout;
-        let mut drop = |x: Tensor| match &mut dropout {
-            Some((probability, stream)) => ops::dropout(&x, *probability, stream),
-            None => Ok(x),
-        };
-        let inputs = self.inputs(batch, modalities, view)?.map(&mut drop).transpose()?;
-        let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
-        if batch.asked.is_empty() {
+        let by_item = !batch.asked.is_empty();
+        let mut named: Vec<u32> = if by_item { pool.items.clone() } else { Vec::new() };
+        named.extend(&batch.events.items);
+        named.extend(&batch.candidates);
+        let items = self.items(modalities, &named, view, &mut noise.fusion)?;
+        let inputs = self.inputs(batch, &items, &mut noise.fusion)?;
+        if !by_item && !noise.lm.is_on() {
+            let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
             return self.lm.loss(&batch.ids, &batch.labels, pass);
+        }
+        let hidden = self.noisy(batch, inputs, &mut noise.lm)?;
+        if !by_item {
+            let kept = hidden.dim(1)? - 1;
+            let rows = hidden.narrow(1, 0, kept)?.flatten_to(1)?;
+            let labels = batch.labels.narrow(1, 1, kept)?.flatten_all()?;
+            return Ok(ops::linear_cross_entropy(&rows, self.lm.output_weight(), None, &labels)?);
         }
         let outside = || Error::Bug("an answer is not among the items that are learnt".into());
         let targets: Option<Vec<u32>> =
             batch.answers.iter().map(|&item| pool.place[item as usize]).collect();
         let targets = Tensor::new(&targets.ok_or_else(outside)?[..], &Device::Cpu)?;
-        let hidden = self.lm.hidden(&batch.ids, pass)?.flatten_to(1)?;
-        let rows = ops::embedding(&hidden, &Tensor::new(&batch.asked[..], &Device::Cpu)?)?;
-        let rows = drop(rows)?;
-        let table = self.item_vectors(modalities, &pool.items, view)?;
-        let table = table.ok_or_else(|| Error::usage(NOTHING))?;
+        let asked = Tensor::new(&batch.asked[..], &Device::Cpu)?;
+        let rows = ops::embedding(&hidden.flatten_to(1)?, &asked)?;
+        let table = items.vectors(&pool.items)?.ok_or_else(|| Error::usage(NOTHING))?;
         Ok(ops::linear_cross_entropy(&rows, &table, None, &targets)?)
     }
 
+    /// The LM's last hidden states with dropout of its input and of what each head and feed-forward
+    /// layer adds.
+    fn noisy(
+        &self,
+        batch: &Batch,
+        inputs: Option<Tensor>,
+        dropout: &mut Dropout,
+    ) -> Result<Tensor> {
+        if dropout.is_on() {
+            return self.lm.hidden_hooked(&batch.ids, &mut Noisy { inputs, dropout });
+        }
+        self.lm.hidden(&batch.ids, Pass { inputs: inputs.as_ref(), ..Pass::default() })
+    }
+
     /// Scores of all items after the asked positions of a batch, `[asked, items]`; `vectors` are
-    /// [`Tmf::item_vectors`].
+    /// those of [`Items::vectors`].
     ///
     /// # Errors
     /// Shapes that do not fit.
     pub fn item_logits(
         &self,
         batch: &Batch,
-        modalities: &Modalities,
-        view: &View,
+        items: &Items<'_>,
         vectors: &Tensor,
     ) -> Result<Tensor> {
-        let inputs = self.inputs(batch, modalities, view)?;
+        let inputs = self.inputs(batch, items, &mut Dropout::default())?;
         let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
         let hidden = self.lm.hidden(&batch.ids, pass)?.detach().flatten_to(1)?;
         let rows = hidden.index_select(&Tensor::new(&batch.asked[..], &Device::Cpu)?, 0)?;
         Ok(ops::linear(&rows, vectors, None)?)
+    }
+}
+
+/// Dropout of a training step.
+#[derive(Debug, Default)]
+pub struct Noise {
+    /// Of the LM's input and of what its layers add.
+    pub lm: Dropout,
+    /// Of adapted vectors and of what AMSA adds.
+    pub fusion: Dropout,
+}
+
+/// Puts `inputs` in place of the token embeddings and lets dropout fall on everything that is
+/// written to the residual stream.
+struct Noisy<'a> {
+    inputs: Option<Tensor>,
+    dropout: &'a mut Dropout,
+}
+
+impl Hooks for Noisy<'_> {
+    fn write(&mut self, writer: Writer, output: Tensor) -> Result<Tensor> {
+        let overwritten = self.inputs.take().filter(|_| writer == Writer::Input);
+        self.dropout.apply(overwritten.unwrap_or(output))
+    }
+}
+
+/// Items for one look at the model, see [`Tmf::items`].
+#[derive(Debug)]
+pub struct Items<'a> {
+    table: Option<(&'a Fusion, ItemTable)>,
+    own: Option<Tensor>,
+}
+
+impl Items<'_> {
+    fn with_own(&self, fused: Option<Tensor>, items: &[u32]) -> Result<Option<Tensor>> {
+        let own = self.own.as_ref();
+        let own = own.map(|own| ops::embedding(own, &Tensor::new(items, &Device::Cpu)?));
+        Ok(match (fused, own.transpose()?) {
+            (Some(fused), Some(own)) => Some((fused + own)?),
+            (fused, own) => fused.or(own),
+        })
+    }
+
+    /// Vectors of `items` outside any sequence, `[items, hidden]`: at `[CansEmb]`, and the rows of
+    /// the output layer that answers by item token are scored with. `None` where the view shows
+    /// nothing.
+    ///
+    /// # Errors
+    /// An item that was not named.
+    pub fn vectors(&self, items: &[u32]) -> Result<Option<Tensor>> {
+        let fused = self.table.as_ref().map(|(fusion, table)| fusion.candidates(table, items));
+        self.with_own(fused.transpose()?, items)
     }
 }
 

@@ -104,6 +104,27 @@ fn a_model_is_fitted_saved_and_recommends() {
 }
 
 #[test]
+fn pictures_are_encoded_by_a_clip_that_is_named() {
+    let folder = tables();
+    let path = folder.path();
+    let picture = tmf::encoders::image::Picture::new(40, 30, vec![120; 3600]).unwrap();
+    std::fs::write(path.join("broken.png"), picture.png().unwrap()).unwrap();
+    let clip = concat!(env!("CARGO_MANIFEST_DIR"), "/../common/tests/golden/diffusion/clip_folder");
+    let named = format!("input.clip={clip}");
+    let mut fit = with(&["fit", "events.csv", "--items", "items.csv"]);
+    fit.extend(["--set", &named]);
+    ok(path, &fit);
+    let card = std::fs::read_to_string(path.join("model/model.json")).unwrap();
+    let card: serde_json::Value = serde_json::from_str(&card).unwrap();
+    assert_eq!(card["encoders"][0], format!("CLIP {clip}"));
+    let shown: Vec<bool> = serde_json::from_value(card["present"][0].clone()).unwrap();
+    assert_eq!(shown.iter().filter(|shown| **shown).count(), 1, "item i3 alone has a picture");
+    ok(path, &["predict", "events.csv"]);
+    fit.extend(["--set", "input.clip=nowhere"]);
+    fails(path, &fit, 2, &["nowhere"]);
+}
+
+#[test]
 fn the_sample_of_the_card_works() {
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/sample");
     let folder = tempfile::tempdir().unwrap();

@@ -64,7 +64,7 @@ fn items_are_asked_before_they_are_shown() {
             prompter(&data, PromptOptions { behaviour_tokens, ..PromptOptions::default() });
         let v = &prompter.vocabulary;
         let history = &data.sequences[0][..4];
-        let row = prompter.example(history, None, 4, 0, true);
+        let row = prompter.example(history, None, Step { item: 4, behaviour: 1 }, 0, true);
         assert_eq!(row.asked.iter().map(|ask| ask.1).collect::<Vec<_>>(), [1, 2, 3, 4]);
         for (at, &(place, _)) in row.asked.iter().enumerate() {
             // everything up to the asking token: the events before, and the behaviour only if named
@@ -82,7 +82,7 @@ fn items_are_asked_before_they_are_shown() {
         }
         assert_eq!(row.asked[3].0, row.ids.len() - 1);
         assert!(row.labels.iter().all(|&label| label == IGNORED));
-        let one = prompter.example(history, None, 4, 0, false);
+        let one = prompter.example(history, None, Step { item: 4, behaviour: 1 }, 0, false);
         assert_eq!((one.ids, one.asked.len()), (row.ids, 1));
     }
 }
@@ -94,7 +94,8 @@ fn prompts_mark_placeholders_and_learn_only_what_they_should() {
         let prompter = prompter(&data, by_title());
         let v = &prompter.vocabulary;
         let history = &data.sequences[0][..3];
-        let row = prompter.example(history, Some(&[3, 4, 5]), 3, 0, false);
+        let answer = Step { item: 3, behaviour: 1 };
+        let row = prompter.example(history, Some(&[3, 4, 5]), answer, 0, false);
         assert_eq!(
             row.events.iter().map(|e| (e.1, e.2)).collect::<Vec<_>>(),
             [(0, 0), (1, 1), (2, 0)]
@@ -109,7 +110,7 @@ fn prompts_mark_placeholders_and_learn_only_what_they_should() {
         assert_eq!(learnt, prompter.answer(3));
         let query = if target.is_some() { v.behaviours[1] } else { v.next };
         assert_eq!(row.ids[row.ids.len() - learnt.len() - 1], query);
-        let all = prompter.example(history, None, 3, 0, true);
+        let all = prompter.example(history, None, answer, 0, true);
         let titles: usize = [0, 1, 2].map(|item| prompter.title(item).len()).iter().sum();
         assert_eq!(all.labels.iter().filter(|l| **l != IGNORED).count(), titles + learnt.len());
         // the prompt is the example without its answer
@@ -216,7 +217,7 @@ fn the_floors_of_ml_100k_reproduce() {
     let kept = common::checkpoint::Trained::new(kept.path());
     for (baseline, expected) in [(Baseline::ItemKnn, 0.390), (Baseline::Popularity, 0.242)] {
         let both = [&questions[0][..], &questions[1][..]];
-        let [_, test] = scores(baseline, &data, both, 1, Seed::new(0), &kept).unwrap();
+        let [_, test] = scores(baseline, &data, both, 1, Seed::new(0), &kept, 1).unwrap();
         let mut total = 0.0;
         for seed in 0..3 {
             let lists = draw(&data, &questions[1], &pool, 20, Seed::new(seed), "test").unwrap();

@@ -159,9 +159,10 @@ fn damaged_and_huge_pictures_are_data_errors() {
     };
     refused(&png[..png.len() / 2]);
     refused(b"not a picture");
-    let mut wide = png.clone();
-    wide[16..20].copy_from_slice(&65_535u32.to_be_bytes());
-    refused(&wide);
+    let mut lying = png.clone();
+    lying[16..20].copy_from_slice(&65_535u32.to_be_bytes());
+    refused(&lying);
+    refused(&Picture::new(65_535, 1, vec![90; 3 * 65_535]).unwrap().png().unwrap());
     assert_eq!(Picture::read(&folder.path().join("none.png")).unwrap_err().exit_code(), 6);
 }
 

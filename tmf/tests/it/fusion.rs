@@ -12,8 +12,8 @@ use common::testing::gradients::assert_all_grads;
 use common::testing::{assert_close, golden, golden_tensors};
 use tmf::model::fusion::{GROUPS, group_of, reaches};
 use tmf::model::{
-    Batch, CmaScope, Events, Fusion, FusionOptions, Modalities, Modality, Parts, Pool, RowParts,
-    Tmf, View,
+    Batch, CmaScope, Dropout, Events, Fusion, FusionOptions, Modalities, Modality, Noise, Parts,
+    Pool, RowParts, Tmf, Used, View,
 };
 
 const ALL: [bool; 3] = [true; 3];
@@ -67,6 +67,17 @@ fn real_rows(t: &Tensor, events: &Events) -> Tensor {
     t.broadcast_mul(&mask).unwrap()
 }
 
+fn fused(fusion: &Fusion, modalities: &Modalities, events: &Events, used: Used) -> Tensor {
+    let dropout = &mut Dropout::default();
+    let table = fusion.table(modalities, &events.items, used, dropout).unwrap();
+    fusion.events(&table, events, dropout).unwrap()
+}
+
+fn listed(fusion: &Fusion, modalities: &Modalities, items: &[u32], used: Used) -> Tensor {
+    let table = fusion.table(modalities, items, used, &mut Dropout::default()).unwrap();
+    fusion.candidates(&table, items).unwrap()
+}
+
 #[test]
 fn forward_and_gradients_equal_pytorch() {
     let golden = goldens();
@@ -74,8 +85,8 @@ fn forward_and_gradients_equal_pytorch() {
     for (scope, cma) in [("item", CmaScope::Item), ("sequence", CmaScope::Sequence)] {
         let (fusion, parameters) = from_golden(&golden, cma);
         let events = events();
-        let found = real_rows(&fusion.events(&modalities, &events, ALL).unwrap(), &events);
-        let listed = fusion.candidates(&modalities, &[7, 2, 3, 8, 4], ALL).unwrap();
+        let found = real_rows(&fused(&fusion, &modalities, &events, ALL), &events);
+        let listed = listed(&fusion, &modalities, &[7, 2, 3, 8, 4], ALL);
         assert_close(&values(&found), &values(&golden[&format!("{scope}/events")]), 1e-4, 0.0);
         assert_close(&values(&listed), &values(&golden[&format!("{scope}/candidates")]), 1e-4, 0.0);
         let mean_square = |t: &Tensor| t.sqr().unwrap().mean_all().unwrap();
@@ -97,11 +108,11 @@ fn every_parameter_that_a_level_reaches_has_a_gradient() {
     for cma in [CmaScope::Off, CmaScope::Item, CmaScope::Sequence] {
         let (fusion, parameters) = from_golden(&golden, cma);
         for used in [ALL, [false, false, true], [true, false, false]] {
-            for listed in [true, false] {
-                let mut loss = fusion.events(&modalities, &events(), used).unwrap().sqr().unwrap();
+            for with_list in [true, false] {
+                let mut loss = fused(&fusion, &modalities, &events(), used).sqr().unwrap();
                 loss = loss.sum_all().unwrap();
-                if listed {
-                    let more = fusion.candidates(&modalities, &[7, 2, 3], used).unwrap();
+                if with_list {
+                    let more = listed(&fusion, &modalities, &[7, 2, 3], used);
                     loss = (loss + more.sqr().unwrap().sum_all().unwrap()).unwrap();
                 }
                 // a shift of all keys cancels in the softmax; with one key so do queries and keys
@@ -110,7 +121,7 @@ fn every_parameter_that_a_level_reaches_has_a_gradient() {
                         || (name.contains("cma.item")
                             && used.iter().filter(|u| **u).count() == 1
                             && (name.contains("q_proj") || name.contains("k_proj")));
-                    !fixed && reaches(group_of(name), used, listed, cma)
+                    !fixed && reaches(group_of(name), used, with_list, cma)
                 };
                 assert_all_grads(&loss, &parameters.filter(moved));
             }
@@ -125,8 +136,8 @@ fn cma_with_one_present_key_is_the_projection_of_its_value() {
     let mut modalities = modalities(&golden);
     let (fusion, _) = from_golden(&golden, CmaScope::Item);
     // item 2 has no image: whatever the graph vector asks, only the text can answer
-    let before = fusion.candidates(&modalities, &[2], [false, true, true]).unwrap();
-    let masked = fusion.candidates(&modalities, &[2], ALL).unwrap();
+    let before = listed(&fusion, &modalities, &[2], [false, true, true]);
+    let masked = listed(&fusion, &modalities, &[2], ALL);
     assert_close(&values(&before), &values(&masked), 1e-6, 0.0);
     // and an absent vector is never read
     if let Some(image) = &mut modalities[0] {
@@ -138,7 +149,7 @@ fn cma_with_one_present_key_is_the_projection_of_its_value() {
             .collect();
         image.vectors = Tensor::from_vec(changed, (9, 6), &Device::Cpu).unwrap();
     }
-    let changed = fusion.candidates(&modalities, &[2], ALL).unwrap();
+    let changed = listed(&fusion, &modalities, &[2], ALL);
     assert_eq!(values(&masked), values(&changed));
 }
 
@@ -152,7 +163,7 @@ fn later_events_do_not_change_earlier_vectors() {
         changed.items[3] = 8;
         changed.behaviours[3] = 1;
         let [a, b] = [&events(), &changed].map(|events| {
-            let rows = fusion.events(&modalities, events, ALL).unwrap().to_vec2::<f32>().unwrap();
+            let rows = fused(&fusion, &modalities, events, ALL).to_vec2::<f32>().unwrap();
             rows[..3].to_vec()
         });
         assert_eq!(a, b);
@@ -201,6 +212,12 @@ fn model(golden: &HashMap<String, Tensor>, known: Option<&[bool]>) -> (Tmf, Moda
     (model, modalities(golden))
 }
 
+fn inputs(model: &Tmf, batch: &Batch, modalities: &Modalities) -> Option<Tensor> {
+    let (all, dropout): (Vec<u32>, _) = ((0..9).collect(), &mut Dropout::default());
+    let items = model.items(modalities, &all, &PLAIN, dropout).unwrap();
+    model.inputs(batch, &items, dropout).unwrap()
+}
+
 const PLAIN: View = View { used: ALL, tokens: None };
 
 #[test]
@@ -208,13 +225,13 @@ fn placeholders_are_overwritten_and_nothing_else_is() {
     let golden = goldens();
     let (model, modalities) = model(&golden, None);
     let batch = batch(None);
-    let inputs = model.inputs(&batch, &modalities, &PLAIN).unwrap().unwrap();
+    let inputs = inputs(&model, &batch, &modalities).unwrap();
     let inputs = inputs.to_vec3::<f32>().unwrap();
     let plain = model.lm.embedding().forward(&batch.ids).unwrap().to_vec3::<f32>().unwrap();
     let fusion = model.fusion.as_ref().unwrap();
-    let fused = fusion.events(&modalities, &batch.events, ALL).unwrap();
+    let fused = fused(fusion, &modalities, &batch.events, ALL);
     let fused = fused.to_vec2::<f32>().unwrap();
-    let listed = fusion.candidates(&modalities, &[7], ALL).unwrap().to_vec2::<f32>().unwrap();
+    let listed = listed(fusion, &modalities, &[7], ALL).to_vec2::<f32>().unwrap();
     for row in 0..2 {
         for token in 0..7 {
             let expected = match (row, token) {
@@ -234,7 +251,7 @@ fn placeholders_are_overwritten_and_nothing_else_is() {
 /// The tokens at the placeholders of a text-only batch, which has nothing to overwrite.
 fn batch_of_text(model: &Tmf, modalities: &Modalities) -> Vec<u32> {
     let batch = batch(Some(11));
-    assert!(model.inputs(&batch, modalities, &PLAIN).unwrap().is_none());
+    assert!(inputs(model, &batch, modalities).is_none());
     let ids = batch.ids.to_vec2::<u32>().unwrap();
     vec![ids[0][1], ids[0][3], ids[0][5], ids[1][1]]
 }
@@ -244,7 +261,7 @@ fn the_loss_reaches_lm_and_fusion() {
     let golden = goldens();
     let (model, modalities) = model(&golden, None);
     let pool = Pool::new((0..9).collect(), 9);
-    let loss = model.loss(&batch(None), &modalities, &PLAIN, &pool, None).unwrap();
+    let loss = model.loss(&batch(None), &modalities, &PLAIN, &pool, &mut Noise::default()).unwrap();
     assert_all_grads(&loss, model.lm.parameters());
     let moved = |name: &str| !name.ends_with("k_proj.bias");
     assert_all_grads(&loss, &model.added.filter(moved));
@@ -284,12 +301,14 @@ fn answers_by_item_token_reach_everything_and_are_dot_products() {
         (batch.targets, &batch.asked[..], &batch.answers[..]),
         (3, &[2, 6, 9][..], &[4, 7, 0][..])
     );
-    let loss = model.loss(&batch, &modalities, &view, &pool, None).unwrap();
+    let loss = model.loss(&batch, &modalities, &view, &pool, &mut Noise::default()).unwrap();
     assert_all_grads(&loss, model.lm.parameters());
     assert_all_grads(&loss, &model.added.filter(|name| !name.ends_with("k_proj.bias")));
     // the same number from logits over the pool
-    let vectors = model.item_vectors(&modalities, &pool.items, &view).unwrap().unwrap();
-    let logits = model.item_logits(&batch, &modalities, &view, &vectors).unwrap();
+    let all: Vec<u32> = (0..9).collect();
+    let items = model.items(&modalities, &all, &view, &mut Dropout::default()).unwrap();
+    let vectors = items.vectors(&pool.items).unwrap().unwrap();
+    let logits = model.item_logits(&batch, &items, &vectors).unwrap();
     let logits = logits.to_vec2::<f32>().unwrap();
     let places = [1, 0, 2];
     let by_hand: f32 = logits
@@ -301,15 +320,19 @@ fn answers_by_item_token_reach_everything_and_are_dot_products() {
     // item 6 was never trained on: its token adds nothing; item 4's does
     let plain = View { tokens: None, ..view.clone() };
     let of = |view: &View| {
-        let vectors = model.item_vectors(&modalities, &[6, 4], view).unwrap().unwrap();
+        let items = model.items(&modalities, &all, view, &mut Dropout::default()).unwrap();
+        let vectors = items.vectors(&[6, 4]).unwrap().unwrap();
         vectors.to_vec2::<f32>().unwrap()
     };
     assert_eq!(of(&view)[0], of(&plain)[0]);
     assert_ne!(of(&view)[1], of(&plain)[1]);
     let outside = Pool::new(vec![7, 4], 9);
-    assert!(model.loss(&batch, &modalities, &view, &outside, None).is_err());
+    assert!(model.loss(&batch, &modalities, &view, &outside, &mut Noise::default()).is_err());
     let nothing = View { used: [false; 3], tokens: None };
-    let error = model.loss(&batch, &modalities, &nothing, &pool, None).unwrap_err().to_string();
+    let error = model
+        .loss(&batch, &modalities, &nothing, &pool, &mut Noise::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("lm.item_tokens"), "{error}");
 }
 

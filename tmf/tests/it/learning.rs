@@ -9,13 +9,13 @@ use common::rng::Seed;
 use common::testing::assert_close;
 use tmf::bench::synthetic::{prepare, queries, sized};
 use tmf::config::Config;
-use tmf::data::Step;
 use tmf::data::synthetic::{Catalogue, Signal, Sizes, generate};
+use tmf::data::{Dataset, Item, Step};
 use tmf::eval::{self, Query, Scorer};
 use tmf::model::Tmf;
 use tmf::pipeline::{self, Fitted, Prepared};
 use tmf::prompt::Answer;
-use tmf::train::{Curriculum, Level, StageOptions, used_at};
+use tmf::train::{Curriculum, Level, Material, Sampler, StageOptions, used_at};
 
 const TINY: Sizes = Sizes { warm: 64, cold: 64, users: 32, tests: 8 };
 
@@ -66,6 +66,52 @@ fn levels_follow_the_ramps() {
     assert_eq!(used_at(Level::One, &none), None);
 }
 
+#[test]
+fn every_event_after_the_first_is_a_target_once_an_epoch() {
+    let lengths = [3u32, 9, 1, 20];
+    let mut next = 0;
+    let sequences: Vec<Vec<Step>> = lengths
+        .iter()
+        .map(|&length| {
+            next += length;
+            (next - length..next).map(|item| Step { item, behaviour: item % 2 }).collect()
+        })
+        .collect();
+    let data = Dataset {
+        items: (0..next).map(|at| Item { id: at.to_string(), ..Item::default() }).collect(),
+        users: lengths.iter().map(u32::to_string).collect(),
+        behaviours: vec!["view".into(), "buy".into()],
+        sequences: sequences.clone(),
+        ..Dataset::default()
+    };
+    let mut config = Config::cpu();
+    config.prompt.history = 4;
+    let all: Vec<u32> = (0..next).collect();
+    let prepared = Prepared::new(data, sequences, all, [None, None, None], &config).unwrap();
+    let material = Material {
+        prompter: &prepared.prompter,
+        sequences: &prepared.train,
+        pool: &prepared.pool,
+        candidates: 2,
+        modalities: &prepared.modalities,
+        scope: config.fusion.cma,
+    };
+    let mut sampler = Sampler::new(&material, true).unwrap();
+    let mut stream = Seed::new(1).stream("epochs");
+    for _ in 0..3 {
+        let mut targets = Vec::new();
+        while targets.len() < 29 {
+            let row = sampler.row(false, 0, &mut stream);
+            assert!(row.events.len() <= 4);
+            targets.extend(row.asked.iter().map(|ask| ask.1));
+        }
+        targets.sort_unstable();
+        let first = [0, 3, 12, 13];
+        let expected: Vec<u32> = (0..next).filter(|item| !first.contains(item)).collect();
+        assert_eq!(targets, expected);
+    }
+}
+
 /// With item tokens: six steps of warm-up, six of fusion under a linear curriculum.
 fn with_tokens() -> Config {
     let mut config = config(6);
@@ -103,7 +149,8 @@ fn thirty_two_sequences_are_learnt_by_heart() {
     let mut config = with_tokens();
     config.train.warm_up.steps = 150;
     config.train.fusion.steps = 300;
-    (config.train.dropout, config.train.hidden_tokens) = (0.0, 0.0);
+    let train = &mut config.train;
+    (train.dropout, train.fusion_dropout, train.hidden_tokens) = (0.0, 0.0, 0.0);
     config.train.learn_history = false;
     let (prepared, fitted) = fitted(&catalogue, &config, 1);
     let modalities = prepared.switched(&config);

@@ -21,7 +21,7 @@ struct Group {
 /// with it in this step; as in transformers the penalties stay in the scores. One group is an ordinary
 /// beam search. A group ends when its best unfinished beam can't better its worst finished one.
 ///
-/// Returns all groups' hypotheses, best first; ties go to the earlier group.
+/// Returns the best `options.beams` hypotheses of every group, best first; ties go to the earlier group.
 ///
 /// # Errors
 /// [`Error::Usage`] without a group, a beam or a token to start from; those of the model.
@@ -90,12 +90,13 @@ pub fn diverse_beam_search(
         open.into_iter().enumerate().for_each(|(at, beam)| beam.0 = at);
     }
     let mut found = Vec::new();
-    for group in all {
-        found.extend(group.finished);
-        found.extend(group.live.into_iter().map(|(_, tokens, sum)| {
+    for mut group in all {
+        group.finished.extend(group.live.into_iter().map(|(_, tokens, sum)| {
             let score = score(sum, tokens.len());
             Hypothesis { tokens, sum_log_prob: sum, score }
         }));
+        group.finished.sort_by(|a, b| b.score.total_cmp(&a.score));
+        found.extend(group.finished.into_iter().take(options.beams));
     }
     found.sort_by(|a, b| b.score.total_cmp(&a.score));
     Ok(found)

@@ -342,8 +342,8 @@ impl Config {
 
     /// A larger model with more scenarios; the paper's own sizes (GPT-2 Large, LLaMA-2-7B) need a GPU.
     pub fn paper() -> Self {
-        let mut config = Self::default();
-        config.model = ModelConfig { layers: 4, heads: 4, width: 128 };
+        let model = ModelConfig { layers: 4, heads: 4, width: 128 };
+        let mut config = Self { model, ..Self::default() };
         config.unlearn.steps = 300;
         config.bench.requests.extend([
             Request::Interactions { share: 0.05 },

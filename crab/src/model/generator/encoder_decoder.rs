@@ -1,6 +1,6 @@
-//! The encoder–decoder stack of TIGER: T5's layers ([Raffel et al. 2020]
-//! (https://arxiv.org/abs/1910.10683)): RMS norm before each part, no biases, scores without
-//! 1/√dim but with a learned bias by distance, ReLU.
+//! The encoder–decoder stack of TIGER: T5's layers
+//! ([Raffel et al. 2020](https://arxiv.org/abs/1910.10683)): RMS norm before each part, no biases,
+//! scores without 1/√dim but with a learned bias by distance, ReLU.
 
 use candle_core::Tensor;
 use common::Result;

@@ -230,6 +230,7 @@ fn placebos(dataset: &str, measured: &Measured) -> Vec<Row> {
         method,
         role: Role::Control,
         metric: DISTANCE.into(),
+        higher_is_better: false,
         n: measured.sets.forget.labels.len(),
         note: Some(note.into()),
         ..Row::default()

@@ -56,8 +56,6 @@ fn plm(seeds: &[u64], wanted: &[&str]) -> Result<()> {
         ("as configured", plain.clone()),
         ("noise 0.3", with(400, &|o| o.noise = 0.3)),
         ("noise 0.6", with(400, &|o| o.noise = 0.6)),
-        ("8 retrieved", with(400, &|o| o.retrieved = 8)),
-        ("8 retrieved, noise 0.3", with(400, &|o| (o.retrieved, o.noise) = (8, 0.3))),
         ("width 256", with(400, &|o| o.width = 256)),
         ("width 256, noise 0.3", with(400, &|o| (o.width, o.noise) = (256, 0.3))),
     ];
@@ -74,10 +72,7 @@ fn plm(seeds: &[u64], wanted: &[&str]) -> Result<()> {
             let base = Base::new(&config, &assets, seed)?;
             let (model, _) = base.plm(seed, false)?;
             let neighbours = Neighbours::new(&base.world, &assets)?;
-            let mut rewriter = Rewriter::new(&model, &base.features, &base.world, &config.search);
-            if config.plm.retrieved > 0 {
-                rewriter = rewriter.retrieving(&neighbours, config.plm.retrieved);
-            }
+            let rewriter = Rewriter::new(&model, &base.features, &base.world, &config.search);
             for concept in base.world.split(Split::Validation) {
                 let f1 = |objects: &[usize]| object_scores(objects, &concept.objects).f1;
                 let first = rewriter.concept(&concept.word, Style::Colour, 1)?.into_iter().next();

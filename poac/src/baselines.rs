@@ -6,7 +6,7 @@ use common::encode::TextEncoder;
 use ndarray::{Array2, ArrayView1};
 
 use crate::data::World;
-use crate::data::world::{Concept, Split, family};
+use crate::data::world::{Concept, Split};
 
 /// The objects of the most train keywords, the same for every concept.
 pub fn most_filed(world: &World, count: usize) -> Vec<usize> {
@@ -48,9 +48,6 @@ pub struct Vote {
 /// Keywords in a gloss.
 const GLOSS: usize = 5;
 
-/// The vote whose objects a short prompt names.
-pub const RETRIEVAL: Vote = Vote { neighbours: 10, power: 4 };
-
 impl<'a> Neighbours<'a> {
     /// Encodes keywords and names.
     ///
@@ -82,23 +79,8 @@ impl<'a> Neighbours<'a> {
     /// Weighted vote of the nearest train keywords for their objects; objects of one keyword share
     /// its vote, and the name's cosine decides among equals.
     pub fn by_keywords(&self, concept: ArrayView1<'_, f32>, vote: Vote) -> Vec<f64> {
-        self.by_keywords_except(concept, vote, |_| false)
-    }
-
-    /// [`Neighbours::by_keywords`] without the votes of some keywords.
-    fn by_keywords_except(
-        &self,
-        concept: ArrayView1<'_, f32>,
-        vote: Vote,
-        except: impl Fn(&Concept) -> bool,
-    ) -> Vec<f64> {
-        let mut cosines: Vec<f64> =
+        let cosines: Vec<f64> =
             self.words.dot(&concept).iter().map(|&cosine| f64::from(cosine)).collect();
-        for (cosine, keyword) in cosines.iter_mut().zip(&self.train) {
-            if except(keyword) {
-                *cosine = f64::NEG_INFINITY;
-            }
-        }
         let mut scores: Vec<f64> =
             self.by_name(concept).into_iter().map(|cosine| 1e-6 * cosine).collect();
         for near in top(&cosines, vote.neighbours) {
@@ -121,30 +103,6 @@ impl<'a> Neighbours<'a> {
         let near: Vec<&str> = near.into_iter().map(|at| self.train[at].word.as_str()).collect();
         let gloss = self.encode(&[&format!("{word}: {}", near.join(", "))])?;
         Ok(self.by_name(gloss.row(0)))
-    }
-
-    /// The `count` objects with the most votes for a word.
-    ///
-    /// # Errors
-    /// Those of the encoder.
-    pub fn objects(&self, word: &str, vote: Vote, count: usize) -> Result<Vec<usize>> {
-        let row = self.encode(&[word])?;
-        Ok(top(&self.by_keywords(row.row(0), vote), count))
-    }
-
-    /// The `count` objects with the most votes for each concept of the world, in its order, where
-    /// neither the concept itself nor its family votes: what a word would get that training has not
-    /// seen. Concepts outside the train split get none.
-    pub fn objects_without_own(&self, world: &World, vote: Vote, count: usize) -> Vec<Vec<usize>> {
-        let mut found = vec![Vec::new(); world.concepts.len()];
-        for (concept, row) in self.train.iter().zip(self.words.rows()) {
-            let own = family(&concept.word);
-            let votes = self.by_keywords_except(row, vote, |other| family(&other.word) == own);
-            if let Ok(at) = world.concepts.binary_search_by(|c| c.word.cmp(&concept.word)) {
-                found[at] = top(&votes, count);
-            }
-        }
-        found
     }
 
     /// The nearest train keyword and the objects filed under it (keyword lookup).

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::WorldOptions;
 use crate::model::{DenoiserOptions, SampleOptions, ScorerOptions};
-use crate::search::diverse_beam_search;
 use crate::train::Pace;
 use crate::train::plm::PlmOptions;
 use crate::train::ppo::PpoOptions;
@@ -61,8 +60,7 @@ pub struct SearchConfig {
 }
 
 impl SearchConfig {
-    /// Up to `count` hypotheses or more, best first: by [`Lm::beam_search`], or by
-    /// [`diverse_beam_search`] when there are groups.
+    /// `count` hypotheses or more where there are as many, best first.
     ///
     /// # Errors
     /// Those of the model.
@@ -74,13 +72,14 @@ impl SearchConfig {
         options: BeamOptions,
         allowed: Option<&Allowed<'_>>,
     ) -> Result<Vec<Hypothesis>> {
-        let beams = self.beams.max(count);
-        let options = BeamOptions { beams, length_penalty: self.length_penalty, ..options };
-        if self.groups == 1 {
-            return model.beam_search(prompt, &options, allowed);
-        }
-        let options = BeamOptions { beams: beams.div_ceil(self.groups), ..options };
-        diverse_beam_search(model, prompt, self.groups, self.diversity_penalty, &options, allowed)
+        let options = BeamOptions {
+            beams: self.beams.max(count).div_ceil(self.groups),
+            groups: self.groups,
+            diversity_penalty: self.diversity_penalty,
+            length_penalty: self.length_penalty,
+            ..options
+        };
+        model.beam_search(prompt, &options, allowed)
     }
 }
 

@@ -19,10 +19,11 @@
 //! | Eq. 8, their sum, in two stages | [`train::refl::fit`] |
 //! | Eq. 9, standardised ImageReward | [`image_reward::ImageReward::reward`] |
 //! | Eq. 10, weighted rewards | [`model::reward::combine`] |
+//! | Eq. 11, anchor to the untuned model | [`model::reward::anchor_loss`] |
 //! | Algorithm 3, gate, rewrite, render | [`data::Gate`], [`rewrite::Rewriter`], [`studio::Base::generate`] |
 //! | §3.2 serialisation and beams of Promptist | [`promptist::Promptist`] |
 //! | Eq. 12 and §3.7, PPO on the language model | [`train::ppo::fit`], [`studio::Base::ppo`] |
-//! | §4 diverse beam search | [`search::diverse_beam_search`] |
+//! | §4 diverse beam search | [`common::lm::Lm::beam_search`] |
 //! | Algorithm 2 on Stable Diffusion folders | [`train::stable::refl_loss`] |
 //! | §5.2 dual encoders A and B | [`model::Scorer`] |
 //! | §5.3 quality head | [`model::QualityHead`] |
@@ -49,7 +50,6 @@ pub mod png;
 pub mod projection;
 pub mod promptist;
 pub mod rewrite;
-pub mod search;
 pub mod store;
 pub mod studio;
 pub mod train;

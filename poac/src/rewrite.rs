@@ -6,7 +6,6 @@ use candle_core::{Device, Tensor};
 use common::Result;
 use common::lm::{BeamOptions, Lm, LmConfig};
 
-use crate::baselines::{Neighbours, RETRIEVAL};
 use crate::config::SearchConfig;
 use crate::data::pairs::{OBJECTS, TEMPLATES, optimised, prompt_ids, short};
 use crate::data::{Gate, Style, Vocabulary, World, clean_prompt};
@@ -42,8 +41,6 @@ pub struct Rewriter<'a> {
     search: &'a SearchConfig,
     /// Tokens of the objects' names.
     names: BTreeMap<u32, usize>,
-    /// Where the objects come from that a short prompt names, and how many.
-    retrieval: Option<(&'a Neighbours<'a>, usize)>,
 }
 
 impl<'a> Rewriter<'a> {
@@ -57,23 +54,7 @@ impl<'a> Rewriter<'a> {
         let id = |name: &str| features.vocabulary().id(name);
         let objects = world.objects.iter().enumerate();
         let names = objects.filter_map(|(at, object)| Some((id(&object.name)?, at))).collect();
-        Self { model, features, world, search, names, retrieval: None }
-    }
-
-    /// For a model that was trained with `count` retrieved objects in its short prompts.
-    pub fn retrieving(self, neighbours: &'a Neighbours<'a>, count: usize) -> Self {
-        Self { retrieval: Some((neighbours, count)), ..self }
-    }
-
-    /// The short prompt of a word.
-    fn short(&self, word: &str, style: Style) -> Result<String> {
-        let objects = match self.retrieval {
-            Some((neighbours, count)) => neighbours.objects(word, RETRIEVAL, count)?,
-            None => Vec::new(),
-        };
-        let names: Vec<&str> =
-            objects.iter().map(|&at| self.world.objects[at].name.as_str()).collect();
-        Ok(short(TEMPLATES[0], word, &names, style))
+        Self { model, features, world, search, names }
     }
 
     /// Candidates for one concept, best first: beam search over the form that training texts have, so
@@ -82,7 +63,7 @@ impl<'a> Rewriter<'a> {
     /// # Errors
     /// [`common::Error::Asset`] when the word is unknown and MiniLM is not at hand.
     pub fn concept(&self, word: &str, style: Style, count: usize) -> Result<Vec<Candidate>> {
-        let short = self.short(word, style)?;
+        let short = short(TEMPLATES[0], word, style);
         let (_, unknown) = self.features.vocabulary().encode(&short);
         let extended = match unknown.is_empty() {
             true => None,
@@ -209,9 +190,9 @@ impl<'a> Rewriter<'a> {
     /// Log-probability of every object as the first object of the rewrite, in the world's order.
     ///
     /// # Errors
-    /// Those of MiniLM where objects are retrieved.
+    /// Those of the model.
     pub fn object_log_probs(&self, word: &str) -> Result<Vec<f64>> {
-        let short = self.short(word, Style::Colour)?;
+        let short = short(TEMPLATES[0], word, Style::Colour);
         let prompt = prompt_ids(self.features.vocabulary(), &short);
         let ids = Tensor::new(&prompt[..], &Device::Cpu)?.unsqueeze(0)?;
         let logits = self.model.last_logits(&ids, common::lm::Pass::default())?;

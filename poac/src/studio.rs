@@ -11,7 +11,6 @@ use common::{Result, emoji};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::baselines::{Neighbours, RETRIEVAL};
 use crate::choice;
 use crate::config::Config;
 use crate::data::pairs::{OBJECTS, TEMPLATES, optimised, prompt_ids};
@@ -163,22 +162,8 @@ impl Base {
         let key = json!([self.fingerprint, options, seed.value(), shuffle]);
         let fresh = train::plm::new_model(&self.features, options, seed)?;
         let (tensors, history) = self.store.get("plm", &key, |work| {
-            let retrieved =
-                match options.retrieved {
-                    0 => Vec::new(),
-                    count => Neighbours::new(&self.world, self.features.assets())?
-                        .objects_without_own(&self.world, RETRIEVAL, count),
-                };
-            let history = train::plm::fit(
-                &fresh,
-                &self.world,
-                &self.features,
-                options,
-                shuffle,
-                &retrieved,
-                seed,
-                work,
-            )?;
+            let history =
+                train::plm::fit(&fresh, &self.world, &self.features, options, shuffle, seed, work)?;
             let rows = self.features.vocabulary().first_word();
             Ok((train::plm::trained_tensors(&fresh, rows)?, history))
         })?;
@@ -452,6 +437,7 @@ impl Base {
     /// The frozen path to the reward.
     pub fn reward_model<'a>(&'a self, models: &'a ImageModels) -> RewardModel<'a> {
         RewardModel {
+            untuned: &models.denoiser,
             schedule: &self.schedule,
             prediction: self.config.diffusion.prediction,
             codec: &models.codec,

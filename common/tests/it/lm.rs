@@ -128,7 +128,7 @@ fn beam_search_equals_transformers() {
                     Value::Bool(false) => EarlyStopping::Heuristic,
                     _ => EarlyStopping::Never,
                 },
-                renormalise: false,
+                ..BeamOptions::default()
             };
             let prompt = &prompts[case["prompt"].as_u64().unwrap() as usize];
             let found = model.beam_search(prompt, &options, None).unwrap();

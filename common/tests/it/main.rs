@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod assets;
+mod beams;
 mod checkpoint;
 mod data;
 mod diffusion;

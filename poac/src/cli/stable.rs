@@ -134,6 +134,12 @@ pub(super) fn fit(
     let size = verb.size.unwrap_or_else(|| model.size());
     model.latent_side(size)?;
     let refl = &config.refl;
+    if refl.anchor != 0.0 {
+        return Err(Error::usage(format!(
+            "refl.anchor = {} with --diffusion; the anchor is there for the emoji world only",
+            refl.anchor
+        )));
+    }
     let wishes = read_wishes(prompts, size)?;
     // a run with other settings must not continue this one's checkpoints
     let by = (&verb.clip, &verb.image_reward);

@@ -20,11 +20,9 @@ pub struct Example {
     pub prompt: usize,
 }
 
-/// A short prompt: `a picture of peace, in colour`; with retrieved objects `a picture of peace with
-/// dove, lotus, in colour`.
-pub fn short(template: &str, word: &str, retrieved: &[&str], style: Style) -> String {
-    let with = if retrieved.is_empty() { "" } else { " with " };
-    format!("{template} {word}{with}{}, in {}", retrieved.join(", "), style.word())
+/// A short prompt: `a picture of peace, in colour`.
+pub fn short(template: &str, word: &str, style: Style) -> String {
+    format!("{template} {word}, in {}", style.word())
 }
 
 /// The serialised prompt `x rephrase :` (§3.2); unknown words are left out.
@@ -50,8 +48,6 @@ pub struct PairSource<'a> {
     pub abstract_share: f64,
     /// Objects of another concept in place of the right ones: the shuffled control.
     shuffled: Option<Vec<usize>>,
-    /// Objects that other keywords suggest for each concept, for the short prompt; empty = none.
-    pub retrieved: &'a [Vec<usize>],
 }
 
 impl<'a> PairSource<'a> {
@@ -73,7 +69,7 @@ impl<'a> PairSource<'a> {
             }
             to
         });
-        Self { world, vocabulary, all, abstracts, abstract_share: 0.5, shuffled, retrieved: &[] }
+        Self { world, vocabulary, all, abstracts, abstract_share: 0.5, shuffled }
     }
 
     /// One pair.
@@ -89,11 +85,9 @@ impl<'a> PairSource<'a> {
         let chosen = stream.sample(objects.len(), OBJECTS);
         let name = |at: usize| self.world.objects[at].name.as_str();
         let names: Vec<&str> = chosen.iter().map(|&at| name(objects[at])).collect();
-        let near = self.retrieved.get(concept).map_or(&[][..], Vec::as_slice);
-        let near: Vec<&str> = near.iter().map(|&at| name(at)).collect();
         let style = Style::ALL[stream.below(Style::ALL.len())];
         let template = TEMPLATES[stream.below(TEMPLATES.len())];
-        let short = short(template, &self.world.concepts[concept].word, &near, style);
+        let short = short(template, &self.world.concepts[concept].word, style);
         self.example(&short, &optimised(&names, style))
     }
 

@@ -208,7 +208,7 @@ fn is_sign(name: &str, group: Group) -> bool {
 }
 
 /// The letters that a word shares with its family.
-pub fn family(word: &str) -> String {
+fn family(word: &str) -> String {
     word.chars().take(FAMILY).collect()
 }
 

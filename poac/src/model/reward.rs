@@ -1,4 +1,4 @@
-//! Rewards and the losses of reward feedback learning (Eqs. 6 to 10).
+//! Rewards and the losses of reward feedback learning (Eqs. 6 to 11).
 
 use candle_core::Tensor;
 use common::{Result, ops};
@@ -47,7 +47,8 @@ pub fn reward_loss(reward: &Tensor, lambda: f64, target: f64) -> Result<Tensor> 
     Ok((reward.affine(-1.0, target)?.relu()?.mean_all()? * lambda)?)
 }
 
-/// Eq. 7: the denoiser's error on real pictures.
-pub fn pretraining_loss(answer: &Tensor, target: &Tensor) -> Result<Tensor> {
-    Ok(ops::mean_squared_error(answer, target)?)
+/// Eq. 11: mean squared distance to the answer of the model before tuning; up to a factor the KL
+/// divergence of the two reverse steps. No gradient goes to `before`.
+pub fn anchor_loss(answer: &Tensor, before: &Tensor) -> Result<Tensor> {
+    Ok(ops::mean_squared_error(answer, &before.detach())?)
 }

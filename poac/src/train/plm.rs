@@ -40,8 +40,6 @@ pub struct PlmOptions {
     /// Length of a random vector that training adds to every word vector of x (ours), so that words
     /// near a known one lead to the same objects; word features have length 1.
     pub noise: f64,
-    /// Objects of near keywords that x names (ours): the model reads them and chooses.
-    pub retrieved: usize,
     /// Training.
     pub pace: Pace,
 }
@@ -56,7 +54,6 @@ impl Default for PlmOptions {
             word_features: true,
             abstract_share: 0.2,
             noise: 0.0,
-            retrieved: 0,
             pace: Pace { steps: 400, ..Pace::default() },
         }
     }
@@ -145,20 +142,17 @@ fn noise_of(model: &Lm, batch: &[Example], noise: f64, stream: &mut Stream) -> R
     Ok(Tensor::from_vec(added, (batch.len(), longest, width), &Device::Cpu)?)
 }
 
-/// Trains on pairs drawn from keywords; `retrieved` are the objects that x names for each concept of
-/// the world, or none. The rows of words that are no object names stay as they are, so that words
-/// which training never sees keep their meaning.
+/// Trains on pairs drawn from keywords. The rows of words that are no object names stay as they are,
+/// so that words which training never sees keep their meaning.
 ///
 /// # Errors
 /// Those of [`train`].
-#[allow(clippy::too_many_arguments)] // each is a different thing
 pub fn fit(
     model: &Lm,
     world: &World,
     features: &Features,
     options: &PlmOptions,
     shuffle: bool,
-    retrieved: &[Vec<usize>],
     seed: Seed,
     work: &Path,
 ) -> Result<History> {
@@ -166,7 +160,6 @@ pub fn fit(
     let mut stream = seed.stream("plm/shuffle");
     let mut source = PairSource::new(world, vocabulary, shuffle.then_some(&mut stream));
     source.abstract_share = options.abstract_share;
-    source.retrieved = retrieved;
     let rows = options.pace.batch / SLICES;
     let loss = |step: u64, slice: usize| {
         let mut stream = seed.stream(&format!("plm/{step}/{slice}"));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::denoiser::{Captioned, denoising_loss};
 use super::{History, Pace, SLICES, train};
-use crate::model::reward::{Standard, combine, reward_loss};
+use crate::model::reward::{Standard, anchor_loss, combine, reward_loss};
 use crate::model::{Codec, Denoiser, Prediction, QualityHead, Schedule, Scorer, TextBatch};
 
 /// What ReFL maximises in one stage, and for how long.
@@ -96,6 +96,8 @@ pub struct ReflOptions {
     pub rank: usize,
     /// Add L_pre (Eq. 7); without it the public ReFL code makes models worse.
     pub pretraining_loss: bool,
+    /// Weight of L_anchor (Eq. 11, ours); 0 leaves it out. In the emoji world only.
+    pub anchor: f64,
 }
 
 impl Default for ReflOptions {
@@ -114,13 +116,29 @@ impl Default for ReflOptions {
             target: 2.0,
             rank: 4,
             pretraining_loss: true,
+            anchor: 0.0,
         }
     }
+}
+
+/// The step of the chain at which Algorithm 2 looks.
+#[derive(Debug)]
+pub struct Looked {
+    /// z_t.
+    pub noisy: Tensor,
+    /// t.
+    pub time: usize,
+    /// What the denoiser says.
+    pub answer: Tensor,
+    /// ẑ₀ of Eq. 4.
+    pub clean: Tensor,
 }
 
 /// The frozen path from noise to reward: all that a step needs besides the denoiser.
 #[derive(Debug)]
 pub struct RewardModel<'a> {
+    /// The denoiser before tuning.
+    pub untuned: &'a Denoiser,
     /// ᾱ.
     pub schedule: &'a Schedule,
     /// What the denoiser predicts.
@@ -150,7 +168,7 @@ impl RewardModel<'_> {
         start: Tensor,
         steps: usize,
         [m, through]: [usize; 2],
-    ) -> Result<Tensor> {
+    ) -> Result<Looked> {
         let times = self.schedule.trailing(steps);
         let rows = start.dim(0)?;
         let mut z = start;
@@ -165,7 +183,8 @@ impl RewardModel<'_> {
         }
         let time = times[m];
         let answer = denoiser.forward(&z, &vec![time; rows], text)?;
-        Ok(self.schedule.clean_and_noise(self.prediction, &z, &answer, time)?.0)
+        let (clean, _) = self.schedule.clean_and_noise(self.prediction, &z, &answer, time)?;
+        Ok(Looked { noisy: z, time, answer, clean })
     }
 
     /// Scorer A's cosine of pictures and the texts they should show, `[n]`.
@@ -215,8 +234,8 @@ impl RewardModel<'_> {
     }
 }
 
-/// Eq. 8 on a batch of prompts: reward loss and, if asked for, pre-training loss. A stage without
-/// reward (the constant-reward control) has the pre-training loss alone.
+/// Eq. 8 on a batch of prompts: reward loss and, if asked for, pre-training loss and anchor (Eq. 11).
+/// A stage without reward (the constant-reward control) has the pre-training loss alone.
 ///
 /// # Errors
 /// None but bugs.
@@ -238,10 +257,16 @@ pub fn refl_loss(
     let mut total: Option<Tensor> = None;
     if stage.clip != 0.0 || stage.quality != 0.0 {
         let steps = [m, options.backprop_steps];
-        let clean =
+        let looked =
             rewards.predict(denoiser, &asked.told, start, options.inference_steps, steps)?;
-        if let Some(reward) = rewards.reward(&clean, asked, options.relevance, stage)? {
-            total = Some(reward_loss(&reward, options.lambda, options.target)?);
+        if let Some(reward) = rewards.reward(&looked.clean, asked, options.relevance, stage)? {
+            let mut loss = reward_loss(&reward, options.lambda, options.target)?;
+            if options.anchor != 0.0 {
+                let times = vec![looked.time; rows];
+                let before = rewards.untuned.forward(&looked.noisy, &times, &asked.told)?;
+                loss = (loss + (anchor_loss(&looked.answer, &before)? * options.anchor)?)?;
+            }
+            total = Some(loss);
         }
     }
     if options.pretraining_loss || total.is_none() {

@@ -52,6 +52,7 @@ struct Toy {
     schedule: Schedule,
     scorer: Scorer,
     head: QualityHead,
+    untuned: Denoiser,
 }
 
 impl Toy {
@@ -68,7 +69,7 @@ impl Toy {
         let tensors = head.parameters().tensors();
         let head = QualityHead::frozen(16, [8, 4, 4, 4, 1], tensors).unwrap();
         let schedule = Schedule::new(Beta::SquaredCosine, 100);
-        Self { world, features, images, codec, schedule, scorer, head }
+        Self { world, features, images, codec, schedule, scorer, head, untuned: denoiser() }
     }
 
     fn captioned(&self) -> Captioned<'_> {
@@ -85,6 +86,7 @@ impl Toy {
 
     fn rewards(&self) -> RewardModel<'_> {
         RewardModel {
+            untuned: &self.untuned,
             schedule: &self.schedule,
             prediction: Prediction::Velocity,
             codec: &self.codec,
@@ -168,6 +170,7 @@ fn every_parameter_gets_a_gradient() {
         first_step: 2,
         backprop_steps: 2,
         lambda: 1.0,
+        anchor: 1.0,
         ..ReflOptions::default()
     };
     let loss = refl_loss(&tuned, &toy.rewards(), &captioned, &asked, &options, &stage, &mut stream)
@@ -201,6 +204,28 @@ fn a_constant_reward_leaves_the_pretraining_loss() {
 }
 
 #[test]
+fn the_anchor_is_the_distance_to_the_untuned_answer() {
+    let toy = Toy::new();
+    let captioned = toy.captioned();
+    let (asked, stage) = (toy.asked(), Stage::default());
+    let loss = |model: &Denoiser, anchor: f64| {
+        let options =
+            ReflOptions { inference_steps: 4, first_step: 2, anchor, ..ReflOptions::default() };
+        let mut stream = Seed::new(9).stream("refl");
+        refl_loss(model, &toy.rewards(), &captioned, &asked, &options, &stage, &mut stream).unwrap()
+    };
+    let same = denoiser();
+    assert_eq!(scalar(&loss(&same, 0.0)), scalar(&loss(&same, 5.0)));
+    let codes = Seed::new(8).stream("codes").normal_tensor((8, TOKENS, COMPONENTS), 1.0).unwrap();
+    let other = Denoiser::new(&small_denoiser(), &codes, WIDTH, Seed::new(5)).unwrap();
+    let [none, one, two] = [0.0, 1.0, 2.0].map(|anchor| scalar(&loss(&other, anchor)));
+    assert!(
+        one > none + 1e-4 && (two - none - 2.0 * (one - none)).abs() < 1e-4,
+        "{none} {one} {two}"
+    );
+}
+
+#[test]
 fn the_reward_gradient_equals_finite_differences() {
     let toy = Toy::new();
     let denoiser = denoiser();
@@ -210,7 +235,8 @@ fn the_reward_gradient_equals_finite_differences() {
     let rewards = toy.rewards();
     // through both steps of two
     let loss = || {
-        let clean = rewards.predict(&denoiser, &asked.told, start.clone(), 2, [1, 2]).unwrap();
+        let clean =
+            rewards.predict(&denoiser, &asked.told, start.clone(), 2, [1, 2]).unwrap().clean;
         let reward = rewards.reward(&clean, &asked, Relevance::Both, &stage).unwrap().unwrap();
         reward.sum_all().unwrap()
     };
@@ -294,17 +320,9 @@ fn the_language_model_learns_its_pairs() {
     let model = plm::new_model(&toy.features, &options, Seed::new(1)).unwrap();
     let work = tempfile::tempdir().unwrap();
     let frozen_before = token(&model, &toy.features, "peace");
-    let history = plm::fit(
-        &model,
-        &toy.world,
-        &toy.features,
-        &options,
-        false,
-        &[],
-        Seed::new(1),
-        work.path(),
-    )
-    .unwrap();
+    let history =
+        plm::fit(&model, &toy.world, &toy.features, &options, false, Seed::new(1), work.path())
+            .unwrap();
     let (first, last) = (history.losses[0], *history.losses.last().unwrap());
     assert!(last < 0.6 * first, "{first} {last}");
     assert_eq!(frozen_before, token(&model, &toy.features, "peace"));

@@ -7,7 +7,6 @@ mod data;
 mod golden;
 mod learning;
 mod ppo;
-mod search;
 mod stable;
 mod toy;
 mod weights;

@@ -1,4 +1,6 @@
-//! Greedy and beam search.
+//! Greedy and (diverse) beam search.
+
+use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 
@@ -32,8 +34,13 @@ pub enum EarlyStopping {
 /// Options of [`Lm::beam_search`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct BeamOptions {
-    /// Hypotheses kept.
+    /// Hypotheses kept, in each group.
     pub beams: usize,
+    /// Groups of beams that avoid each other's tokens; 1 = ordinary beam search.
+    pub groups: usize,
+    /// What a token costs for each beam of an earlier group that goes on with it in the same step; as
+    /// in transformers the costs stay in the scores.
+    pub diversity_penalty: f64,
     /// Most new tokens.
     pub max_tokens: usize,
     /// Exponent of the length in the score; 0 = sums are compared.
@@ -50,6 +57,8 @@ impl Default for BeamOptions {
     fn default() -> Self {
         Self {
             beams: 4,
+            groups: 1,
+            diversity_penalty: 0.0,
             max_tokens: 20,
             length_penalty: 1.0,
             eos: None,
@@ -97,87 +106,152 @@ impl Lm {
 
     /// Beam search as in transformers, all beams in one batch: each step takes the best `2 · beams`
     /// continuations of all beams; one that ends is finished only if it is among the first `beams`.
-    /// Returns up to `beams` hypotheses, best first; ties go to the earlier beam, then the lower id.
+    /// With groups, diverse beam search (Vijayakumar et al. 2018): the groups choose one after the
+    /// other. Returns up to `beams` hypotheses of every group, best first; ties go to the earlier
+    /// group, then the earlier beam, then the lower id.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] without a group, a beam or a token to start from; those of the model.
     pub fn beam_search(
         &self,
         prompt: &[u32],
         options: &BeamOptions,
         allowed: Option<&Allowed<'_>>,
     ) -> Result<Vec<Hypothesis>> {
-        let beams = options.beams;
-        if beams == 0 || prompt.is_empty() {
-            return Err(Error::usage("a beam search needs a beam and a token to start from"));
+        if options.groups == 0 || options.beams == 0 || prompt.is_empty() {
+            return Err(Error::usage(
+                "a beam search needs a group, a beam and a token to start from",
+            ));
         }
-        let score = |sum: f64, length: usize| sum / (length as f64).powf(options.length_penalty);
         let mut cache = LmCache::default();
         let pass = Pass { cache: Some(&mut cache), ..Pass::default() };
         let mut rows = log_softmax(&self.last_logits(&row(prompt)?, pass)?)?;
-        let mut live: Vec<(Vec<u32>, f64)> = vec![(Vec::new(), 0.0)];
-        let mut finished: Vec<Hypothesis> = Vec::new();
+        let mut groups: Vec<Group> = (0..options.groups).map(|_| Group::default()).collect();
         for step in 1..=options.max_tokens {
-            let mut candidates = Vec::new();
-            for (beam, ((tokens, sum), row)) in live.iter().zip(&rows).enumerate() {
-                extend(&mut candidates, beam, *sum, row, allowed.and_then(|f| f(tokens)), options);
+            let mut taken = BTreeMap::new();
+            for group in &mut groups {
+                group.step(step, &rows, &mut taken, options, allowed);
             }
-            let order = |a: &Candidate, b: &Candidate| {
-                b.sum.total_cmp(&a.sum).then((a.beam, a.token).cmp(&(b.beam, b.token)))
-            };
-            let keep = (2 * beams).min(candidates.len());
-            if keep < candidates.len() {
-                candidates.select_nth_unstable_by(keep, order);
-                candidates.truncate(keep);
-            }
-            candidates.sort_unstable_by(order);
-            let mut next = Vec::new();
-            for (rank, candidate) in candidates.into_iter().enumerate() {
-                let mut tokens = live[candidate.beam].0.clone();
-                tokens.push(candidate.token);
-                let ends = options.eos == Some(candidate.token);
-                if !ends && next.len() < beams {
-                    next.push((candidate.beam, tokens, candidate.sum));
-                } else if ends && rank < beams {
-                    let score = score(candidate.sum, tokens.len());
-                    finished.push(Hypothesis { tokens, sum_log_prob: candidate.sum, score });
-                }
-            }
-            finished.sort_by(|a, b| b.score.total_cmp(&a.score));
-            finished.truncate(beams);
-            let best = next.iter().map(|(_, _, sum)| *sum).fold(f64::NEG_INFINITY, f64::max);
-            let order: Vec<u32> = next.iter().map(|(beam, _, _)| *beam as u32).collect();
-            live = next.into_iter().map(|(_, tokens, sum)| (tokens, sum)).collect();
-            let worst = finished.last().map_or(f64::NEG_INFINITY, |worst| worst.score);
-            let done = finished.len() == beams
-                && match options.early_stopping {
-                    EarlyStopping::Finished => true,
-                    EarlyStopping::Heuristic => score(best, step) <= worst,
-                    EarlyStopping::Never => {
-                        let longest =
-                            if options.length_penalty > 0.0 { options.max_tokens } else { step };
-                        score(best, longest) <= worst
-                    }
-                };
-            if done || live.is_empty() {
-                live.clear();
+            let open: Vec<&mut Beam> =
+                groups.iter_mut().flat_map(|group| &mut group.live).collect();
+            if open.is_empty() || step == options.max_tokens {
                 break;
             }
-            if step < options.max_tokens {
-                cache.select(&order)?;
-                let last: Vec<u32> =
-                    live.iter().filter_map(|(tokens, _)| tokens.last().copied()).collect();
-                let count = last.len();
-                let ids = Tensor::from_vec(last, (count, 1), &Device::Cpu)?;
-                let pass = Pass { cache: Some(&mut cache), ..Pass::default() };
-                rows = log_softmax(&self.last_logits(&ids, pass)?)?;
+            let order: Vec<u32> = open.iter().map(|beam| beam.row as u32).collect();
+            let last: Vec<u32> = open.iter().filter_map(|b| b.tokens.last().copied()).collect();
+            open.into_iter().enumerate().for_each(|(at, beam)| beam.row = at);
+            cache.select(&order)?;
+            let ids = Tensor::from_vec(last, (order.len(), 1), &Device::Cpu)?;
+            let pass = Pass { cache: Some(&mut cache), ..Pass::default() };
+            rows = log_softmax(&self.last_logits(&ids, pass)?)?;
+        }
+        let mut found: Vec<Hypothesis> =
+            groups.into_iter().flat_map(|group| group.finish(options)).collect();
+        found.sort_by(|a, b| b.score.total_cmp(&a.score));
+        Ok(found)
+    }
+}
+
+/// An unfinished hypothesis.
+struct Beam {
+    /// Of the batch.
+    row: usize,
+    tokens: Vec<u32>,
+    sum: f64,
+}
+
+/// Beams that compete with each other.
+struct Group {
+    /// Empty when the group is done.
+    live: Vec<Beam>,
+    finished: Vec<Hypothesis>,
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Self { live: vec![Beam { row: 0, tokens: Vec::new(), sum: 0.0 }], finished: Vec::new() }
+    }
+}
+
+fn score(sum: f64, length: usize, options: &BeamOptions) -> f64 {
+    sum / (length as f64).powf(options.length_penalty)
+}
+
+impl Group {
+    /// One more token. `taken` counts the tokens of the groups that chose before in this step.
+    fn step(
+        &mut self,
+        step: usize,
+        rows: &[Vec<f32>],
+        taken: &mut BTreeMap<u32, usize>,
+        options: &BeamOptions,
+        allowed: Option<&Allowed<'_>>,
+    ) {
+        let beams = options.beams;
+        let mut candidates = Vec::new();
+        for (at, beam) in self.live.iter().enumerate() {
+            let allowed = allowed.and_then(|allowed| allowed(&beam.tokens));
+            extend(&mut candidates, at, beam.sum, &rows[beam.row], allowed, options);
+        }
+        if !taken.is_empty() && options.diversity_penalty != 0.0 {
+            for candidate in &mut candidates {
+                let times = taken.get(&candidate.token).copied().unwrap_or(0);
+                candidate.sum -= options.diversity_penalty * times as f64;
             }
         }
-        let left = live.into_iter().filter(|(tokens, _)| !tokens.is_empty());
-        finished.extend(left.map(|(tokens, sum)| {
-            let score = score(sum, tokens.len());
+        let order = |a: &Candidate, b: &Candidate| {
+            b.sum.total_cmp(&a.sum).then((a.beam, a.token).cmp(&(b.beam, b.token)))
+        };
+        let keep = (2 * beams).min(candidates.len());
+        if keep < candidates.len() {
+            candidates.select_nth_unstable_by(keep, order);
+            candidates.truncate(keep);
+        }
+        candidates.sort_unstable_by(order);
+        let mut next = Vec::new();
+        for (rank, Candidate { beam, token, sum }) in candidates.into_iter().enumerate() {
+            let Beam { row, tokens, .. } = &self.live[beam];
+            let tokens = [&tokens[..], &[token]].concat();
+            let ends = options.eos == Some(token);
+            if !ends && next.len() < beams {
+                next.push(Beam { row: *row, tokens, sum });
+            } else if ends && rank < beams {
+                let score = score(sum, tokens.len(), options);
+                self.finished.push(Hypothesis { tokens, sum_log_prob: sum, score });
+            }
+        }
+        self.finished.sort_by(|a, b| b.score.total_cmp(&a.score));
+        self.finished.truncate(beams);
+        for token in next.iter().filter_map(|beam| beam.tokens.last()) {
+            *taken.entry(*token).or_default() += 1;
+        }
+        let best = next.iter().map(|beam| beam.sum).fold(f64::NEG_INFINITY, f64::max);
+        let worst = self.finished.last().map_or(f64::NEG_INFINITY, |worst| worst.score);
+        let done = self.finished.len() == beams
+            && match options.early_stopping {
+                EarlyStopping::Finished => true,
+                EarlyStopping::Heuristic => score(best, step, options) <= worst,
+                EarlyStopping::Never => {
+                    let longest =
+                        if options.length_penalty > 0.0 { options.max_tokens } else { step };
+                    score(best, longest, options) <= worst
+                }
+            };
+        self.live = if done { Vec::new() } else { next };
+    }
+
+    /// The best hypotheses, unfinished ones among them.
+    fn finish(self, options: &BeamOptions) -> Vec<Hypothesis> {
+        let left = self.live.into_iter().filter(|beam| !beam.tokens.is_empty());
+        let left = left.map(|Beam { tokens, sum, .. }| {
+            let score = score(sum, tokens.len(), options);
             Hypothesis { tokens, sum_log_prob: sum, score }
-        }));
-        finished.sort_by(|a, b| b.score.total_cmp(&a.score));
-        finished.truncate(beams);
-        Ok(finished)
+        });
+        let mut all = self.finished;
+        all.extend(left);
+        all.sort_by(|a, b| b.score.total_cmp(&a.score));
+        all.truncate(options.beams);
+        all
     }
 }
 

@@ -1,8 +1,8 @@
 //! Where trained pieces come from: the files that come with the crate, the cache, or a training now.
 //!
 //! `poac fit --seeds 3 --bundle poac/weights` trains all that the benchmark's default configuration
-//! uses and writes the crate's files, which are empty before. They hold f16, and every training ends by rounding its outcome to
-//! f16, so results are the same from either source.
+//! uses and writes the crate's files. They hold f16, and every training ends by rounding its outcome
+//! to f16, so results are the same from either source.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -131,27 +131,23 @@ fn rounded(tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>
     tensors.into_iter().map(|(name, tensor)| Ok((name, round(tensor)?))).collect()
 }
 
-/// Writes the crate's files into `folder`, each piece once, in the order given.
+/// Writes the crate's files into `folder`, each piece once, into the first file with room for it.
 ///
 /// # Errors
 /// [`Error::Usage`] when the pieces do not fit; [`Error::Io`].
 pub fn write(folder: &Path, pieces: Vec<Piece>) -> Result<()> {
     let mut files: [BTreeMap<String, Piece>; FILES.len()] = Default::default();
     let mut sizes = [0; FILES.len()];
-    let mut at = 0;
     for piece in pieces {
         if files.iter().any(|file| file.contains_key(&piece.id)) {
             continue;
         }
         let size = piece.tensors.values().map(|tensor| 2 * tensor.elem_count()).sum::<usize>();
-        if sizes[at] + size > MOST {
-            at += 1;
-        }
-        if at == FILES.len() || size > MOST {
+        let Some(at) = sizes.iter().position(|taken| taken + size <= MOST) else {
             let problem =
                 format!("{} does not fit into {} files of {MOST} bytes", piece.id, FILES.len());
             return Err(Error::usage(problem));
-        }
+        };
         sizes[at] += size;
         files[at].insert(piece.id.clone(), piece);
     }

@@ -98,11 +98,6 @@ impl Store {
     }
 }
 
-/// Whether the crate's files hold nothing yet.
-pub fn is_empty() -> bool {
-    FILES.iter().all(|bytes| bytes.len() < 1_000)
-}
-
 /// Whether the crate's files hold the piece `id`.
 fn bundled(id: &str) -> Result<Option<Piece>> {
     let prefix = format!("{id}/");

@@ -479,7 +479,8 @@ fn refl_settings(base: &Base, models: &ImageModels, seed: Seed) -> Result<Vec<Ro
     };
     let mut rows = vec![row("PLM", choice.untuned, "without ReFL")];
     for (at, (options, &score)) in settings.iter().zip(&choice.scores).enumerate() {
-        let note = if at == choice.best() { "the setting that is used" } else { "" };
+        let used = at == choice.best();
+        let note = if used { "the setting that is used" } else { "not used" };
         rows.push(row(&format!("ReFL: {}", choice::describe(options)), score, note));
     }
     Ok(rows)

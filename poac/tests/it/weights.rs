@@ -51,18 +51,13 @@ fn the_crates_files_are_small() {
         .map(|entry| entry.unwrap().metadata().unwrap().len())
         .collect();
     assert!(sizes.iter().all(|&size| size <= 5_000_000), "{sizes:?}");
-    assert!(sizes.iter().sum::<u64>() <= 12_000_000, "{sizes:?}");
+    assert!(sizes.iter().sum::<u64>() <= 15_000_000, "{sizes:?}");
 }
 
 /// Whoever changes a default, the data or a training must run
 /// `poac fit --seeds 3 --bundle poac/weights` again.
 #[test]
-#[allow(clippy::print_stderr)] // the line that says why a test did nothing
 fn the_default_config_needs_no_training() {
-    if poac::store::is_empty() {
-        eprintln!("skipped: the crate comes without trained weights");
-        return;
-    }
     for (asset, file) in [("noto-emoji", "icons.json"), ("emoji-keywords", "emojilib.json")] {
         if asset_or_skip(asset, file).is_none() {
             return;

@@ -40,15 +40,18 @@ pub fn decode(
 ) -> Result<Vec<Ranked>> {
     let trie = Trie::new(table);
     let model = model.frozen()?;
-    let chunks: Vec<&[&[u32]]> = histories.chunks(ROWS).collect();
+    // histories of like length side by side waste no filling
+    let mut order: Vec<usize> = (0..histories.len()).collect();
+    order.sort_by_key(|&at| histories[at].len());
+    let chunks: Vec<&[usize]> = order.chunks(ROWS).collect();
     let parts = workers.map(chunks.len(), |chunk| {
-        let rows: Vec<Vec<&[u32]>> = chunks[chunk]
-            .iter()
-            .map(|history| history.iter().map(|&item| table.row(item as usize)).collect())
-            .collect();
+        let ids = |&at: &usize| histories[at].iter().map(|&item| table.row(item as usize)).collect();
+        let rows: Vec<Vec<&[u32]>> = chunks[chunk].iter().map(ids).collect();
         decode_rows(&model, &trie, &rows, options)
     })?;
-    Ok(parts.into_iter().flatten().collect())
+    let mut ranked = vec![Ranked::new(); histories.len()];
+    order.iter().zip(parts.into_iter().flatten()).for_each(|(&at, found)| ranked[at] = found);
+    Ok(ranked)
 }
 
 /// A prefix: its beam of the step before, its code, its node, its log-probability.

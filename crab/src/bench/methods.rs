@@ -115,7 +115,6 @@ struct Variant {
 #[derive(Clone, Copy)]
 enum Job {
     Base,
-    Residual,
     Balanced,
     RqVae,
     Letter,
@@ -150,16 +149,14 @@ pub(super) fn run(
     let starts = workers.map(seeds.len(), |at| all.start(Seed::new(seeds[at])))?;
     let variants = variants(config, bench.extras);
     let extra = |job| bench.extras.then_some(job);
-    let released = all.released().is_some();
     // what only looks further costs much: the first seed has to do
     let once = |job: &Job| match job {
-        Job::Residual | Job::Balanced | Job::RqVae | Job::Letter => true,
+        Job::Balanced | Job::RqVae | Job::Letter => true,
         Job::Variant(which) => variants[*which].once,
         _ => false,
     };
     // the long ones first; the second round reads what the first one trained
-    let residual = extra(Job::Residual).filter(|_| released);
-    let first = [Some(Job::Base), residual, extra(Job::Balanced), extra(Job::RqVae)];
+    let first = [Some(Job::Base), extra(Job::Balanced), extra(Job::RqVae)];
     let rest = [Some(Job::Sasrec), Some(Job::Gru4rec), Some(Job::Counting)];
     let first = first.into_iter().chain(rest).flatten();
     let second = [extra(Job::Letter), Some(Job::SplitOnly)].into_iter().flatten();
@@ -336,13 +333,6 @@ impl Bench<'_> {
                     None => "Residual k-means, decoder-only, before CRAB.",
                 };
                 self.fit_from_scratch(&start.table, BASE, note, seed)?
-            }
-            Job::Residual => {
-                let book = self.residual(Assignment::Nearest, seed)?;
-                let note = "Residual k-means on the texts' words instead of the released IDs, \
-                            trained from scratch; first seed only.";
-                let name = "generator on residual k-means codes";
-                self.fit_from_scratch(&self.distinct(&book), name, note, seed)?
             }
             Job::Balanced => {
                 let even = self.distinct(&self.residual(Assignment::Balanced, seed)?);

@@ -98,18 +98,23 @@ impl Decoder {
         let heads = self.options.heads;
         let mut hidden = self.placed(embedded)?;
         let mut read = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
-            let qkv = block.qkv.forward(&block.attention_norm.forward(&hidden)?)?;
-            read.push((self.part(&qkv, 1)?, self.part(&qkv, 2)?));
-            let mixed = ops::attention_packed(&qkv, heads, heads, &CAUSAL)?;
-            hidden = (&hidden + block.output.forward(&mixed)?)?;
-            hidden = (&hidden + block.mlp.forward(&block.mlp_norm.forward(&hidden)?)?)?;
-        }
         let (rows, longest, _) = hidden.dims3()?;
         let last: Vec<u32> =
             (0..rows).map(|row| (row * longest + batch.lengths[row] - 1) as u32).collect();
         let last = Tensor::new(&last[..], &Device::Cpu)?;
-        let state = self.norm.forward(&hidden.flatten_to(1)?.index_select(&last, 0)?)?;
+        let last_of = |x: &Tensor| x.flatten_to(1)?.index_select(&last, 0);
+        for (at, block) in self.blocks.iter().enumerate() {
+            let qkv = block.qkv.forward(&block.attention_norm.forward(&hidden)?)?;
+            read.push((self.part(&qkv, 1)?, self.part(&qkv, 2)?));
+            let mut mixed = ops::attention_packed(&qkv, heads, heads, &CAUSAL)?;
+            if at + 1 == self.blocks.len() {
+                // what follows looks at the last token only
+                (hidden, mixed) = (last_of(&hidden)?, last_of(&mixed)?);
+            }
+            hidden = (&hidden + block.output.forward(&mixed)?)?;
+            hidden = (&hidden + block.mlp.forward(&block.mlp_norm.forward(&hidden)?)?)?;
+        }
+        let state = self.norm.forward(&hidden)?;
         let lengths = batch.lengths.clone();
         Ok((state, Prefix { read, mask: batch.score_mask()?, lengths, start: Vec::new() }))
     }

@@ -118,12 +118,12 @@ fn dropped(x: Tensor, rate: f64, stream: &mut Option<Stream>) -> Result<Tensor> 
 
 impl Generator {
     fn build(mut builder: Builder, sizes: &[usize], options: GeneratorOptions) -> Result<Self> {
-        let GeneratorOptions { width, heads, history, .. } = options;
+        let GeneratorOptions { width, layers, heads, history, .. } = options;
         let divides = options.head_width > 0 || (heads > 0 && width.is_multiple_of(heads));
-        if heads == 0 || width == 0 || !divides || history == 0 {
+        if heads == 0 || width == 0 || layers == 0 || !divides || history == 0 {
             return Err(Error::usage(format!(
-                "a generator of width {width} with {heads} heads over {history} items; the heads \
-                 must divide the width and the history must be positive"
+                "a generator of {layers} layers of width {width} with {heads} heads over {history} \
+                 items; all must be positive and the heads must divide the width"
             )));
         }
         if sizes.is_empty() || sizes.contains(&0) {

@@ -11,6 +11,7 @@ their rank as time. The setting with the best validation NDCG@10 is the one to c
 import argparse
 import collections
 import json
+import os
 import pathlib
 import tempfile
 import time
@@ -82,6 +83,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
+        os.chdir(folder)  # RecBole leaves logs where it runs
         write_ordered(folder)
         for rate in options.rates:
             for dropout in options.dropouts:

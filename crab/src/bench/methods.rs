@@ -151,7 +151,7 @@ pub(super) fn run(
     let extra = |job| bench.extras.then_some(job);
     // what only looks further costs much: the first seed has to do
     let once = |job: &Job| match job {
-        Job::Balanced | Job::RqVae | Job::Letter => true,
+        Job::Balanced | Job::RqVae | Job::Letter | Job::Gru4rec => true,
         Job::Variant(which) => variants[*which].once,
         _ => false,
     };
@@ -365,6 +365,7 @@ impl Bench<'_> {
             }
             Job::Gru4rec => {
                 let lists = baselines::gru4rec(data, test, &self.gru4rec(seed)?)?;
+                let note = "Cross-entropy over all items; first seed only.";
                 self.found("GRU4Rec", Role::Baseline, note, &lists)
             }
             Job::SplitOnly => {

@@ -1,6 +1,6 @@
 """`generate` with only --llm changed, against llama.cpp's OpenAI-compatible server.
 
-    python -m venv VENV && VENV/bin/pip install xllamacpp      # or: llama-cpp-python[server]
+    python -m venv VENV && VENV/bin/pip install 'llama-cpp-python[server]'      # or: xllamacpp
     VENV/bin/python tests/servers/llama_cpp.py --binary target/release/llm-hyper --model MODEL.gguf
 
 Runs the sample with `gguf:`, then with `openai:` while recording, then `replay:` of that recording,
@@ -8,6 +8,7 @@ and checks what must hold. Prints one line per step; exit status 1 when a check 
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import pathlib
@@ -38,13 +39,11 @@ def free_port():
 
 
 def start(model, port):
-    try:
-        import xllamacpp  # noqa: F401
-
-        command = [sys.executable, "-c", SERVE, model, str(port)]
-    except ImportError:
+    if importlib.util.find_spec("llama_cpp"):
         command = [sys.executable, "-m", "llama_cpp.server", "--model", model, "--port", str(port)]
         command += ["--n_ctx", "8192", "--n_threads", "2"]
+    else:
+        command = [sys.executable, "-c", SERVE, model, str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(1200):
         if server.poll() is not None:

@@ -45,7 +45,8 @@ pub fn decode(
     order.sort_by_key(|&at| histories[at].len());
     let chunks: Vec<&[usize]> = order.chunks(ROWS).collect();
     let parts = workers.map(chunks.len(), |chunk| {
-        let ids = |&at: &usize| histories[at].iter().map(|&item| table.row(item as usize)).collect();
+        let ids =
+            |&at: &usize| histories[at].iter().map(|&item| table.row(item as usize)).collect();
         let rows: Vec<Vec<&[u32]>> = chunks[chunk].iter().map(ids).collect();
         decode_rows(&model, &trie, &rows, options)
     })?;

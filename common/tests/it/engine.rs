@@ -76,8 +76,14 @@ fn greedy_tokens_equal_transformers() {
 
 #[test]
 fn options_score_as_separate_forwards() {
-    let options: Vec<Vec<u32>> =
-        vec![vec![5, 9, 2], vec![7], vec![5, 9, 3, 1, 1], (0..20).collect(), vec![11, 12]];
+    let options: Vec<Vec<u32>> = vec![
+        vec![5, 9, 2],
+        vec![5, 9, 4],
+        vec![7],
+        vec![8],
+        vec![5, 9, 3, 1, 1],
+        (0..20).collect(),
+    ];
     for name in TINY {
         for precision in [Precision::F32, Precision::F16, Precision::Quantised] {
             let model = tiny(name, precision);
@@ -135,6 +141,10 @@ fn options_cost_one_prompt_and_their_own_tokens() {
     let other = [&prompt[..25], &[90, 91, 92]].concat();
     session.set_prompt(&other).unwrap();
     assert_eq!(session.processed(), prompt.len() + own + more + 3);
+    // Options that differ in their last token alone are processed once.
+    let before = session.processed();
+    session.score_options(&[vec![5, 6, 7], vec![5, 6, 8], vec![5, 6, 9], vec![4, 6, 9]]).unwrap();
+    assert_eq!(session.processed(), before + 4);
 }
 
 #[test]

@@ -53,10 +53,23 @@ impl Counter {
     }
 
     /// Tokens computed for `options` behind one prefix, and tokens saved against computing the
-    /// prefix for each option. The last token of an option is predicted, not computed.
+    /// prefix for each option. The last token of an option is predicted, not computed, and
+    /// neighbours that differ in it alone are computed once.
     pub fn prefix_and_options(&self, prefix: &str, options: &[String]) -> (u64, u64) {
         let prefix = self.count(prefix);
-        let rest: u64 = options.iter().map(|option| self.count(option).saturating_sub(1)).sum();
-        (prefix + rest, prefix * (options.len().max(1) as u64 - 1))
+        let saved = prefix * (options.len().max(1) as u64 - 1);
+        let Some(tokenizer) = &self.tokenizer else {
+            let rest = options.iter().map(|option| self.count(option).saturating_sub(1));
+            return (prefix + rest.sum::<u64>(), saved);
+        };
+        let ids = options.iter().map(|o| tokenizer.encode(o, Special::AsText).unwrap_or_default());
+        let mut bodies: Vec<Vec<u32>> = ids
+            .map(|mut ids| {
+                ids.pop();
+                ids
+            })
+            .collect();
+        bodies.dedup();
+        (prefix + bodies.iter().map(|body| body.len() as u64).sum::<u64>(), saved)
     }
 }

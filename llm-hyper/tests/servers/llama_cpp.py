@@ -8,7 +8,7 @@ and checks what must hold. Prints one line per step; exit status 1 when a check 
 """
 
 import argparse
-import importlib.util
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -39,7 +39,8 @@ def free_port():
 
 
 def start(model, port):
-    if importlib.util.find_spec("llama_cpp"):
+    installed = {package.name for package in importlib.metadata.distributions()}
+    if "llama_cpp_python" in installed or "llama-cpp-python" in installed:
         command = [sys.executable, "-m", "llama_cpp.server", "--model", model, "--port", str(port)]
         command += ["--n_ctx", "8192", "--n_threads", "2"]
     else:

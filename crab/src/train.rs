@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use common::checkpoint::Checkpoints;
 use common::nn::{LoraOptions, Parameters};
-use common::optim::{AdamW, AdamWOptions, Ema, Schedule, ScheduleShape, Workers};
+use common::optim::{AdamW, AdamWOptions, Schedule, ScheduleShape, Workers};
 use common::rng::Seed;
 use common::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,6 @@ const SLICES: usize = 2;
 /// | `validation` | 600 | validation cases looked at |
 /// | `patience` | 0 | validations without a better NDCG@10 before it stops; 0 = never |
 /// | `predict_first` | true | whether an item without history is a target, which teaches how popular items are |
-/// | `average` | 0 | decay of the moving average of the weights, which is validated and kept in their place; 0 = none |
 /// | `within_trie` | false | whether the probabilities of L_Rec are over the codes that the trie allows, as in decoding |
 /// | `checkpoint_every` | 0 | epochs between checkpoints for resuming; 0 = none |
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -54,8 +53,6 @@ pub struct TrainOptions {
     /// See the table.
     pub predict_first: bool,
     /// See the table.
-    pub average: f64,
-    /// See the table.
     pub within_trie: bool,
     /// See the table.
     pub checkpoint_every: usize,
@@ -72,7 +69,6 @@ impl Default for TrainOptions {
             validation: 600,
             patience: 0,
             predict_first: true,
-            average: 0.0,
             within_trie: false,
             checkpoint_every: 0,
         }
@@ -244,18 +240,19 @@ fn run(
     let mut optimiser = AdamW::new(parameters, adamw);
     let mut progress = Progress::default();
     let mut best: Option<BTreeMap<String, Tensor>> = None;
-    let averaged = options.average > 0.0;
-    let mut average = averaged.then(|| Ema::new(parameters, options.average)).transpose()?;
     let checkpoints = folder.map(Checkpoints::open).transpose()?;
     let found = checkpoints.as_ref().map(Checkpoints::latest::<Progress>).transpose()?.flatten();
     if let Some(found) = found {
         parameters.load(&found.tensors)?;
         optimiser.load_state(found.state.steps, &found.tensors)?;
-        let kept = below(&found.tensors, "best.");
+        let kept: BTreeMap<String, Tensor> = found
+            .tensors
+            .iter()
+            .filter_map(|(name, tensor)| {
+                Some((name.strip_prefix("best.")?.to_owned(), tensor.clone()))
+            })
+            .collect();
         best = (!kept.is_empty()).then_some(kept);
-        if let Some(average) = &mut average {
-            average.load(below(&found.tensors, "average."));
-        }
         progress = found.state;
     }
     let windows = windows(task.sequences, &users, model.options().history + 1);
@@ -282,8 +279,7 @@ fn run(
             |gradients| {
                 let rate = schedule.at(progress.steps + 1);
                 progress.steps += 1;
-                optimiser.step(gradients, rate)?;
-                average.as_mut().map_or(Ok(()), |average| average.update(parameters))
+                optimiser.step(gradients, rate)
             },
         )?;
         progress.history.push(record);
@@ -292,12 +288,6 @@ fn run(
         let last = progress.epoch == options.epochs;
         let mut stop = false;
         if every > 0 && !task.valid.is_empty() && (progress.epoch % every == 0 || last) {
-            let own = average.as_ref().map(|average| {
-                let own = copies(parameters)?;
-                parameters.load(average.tensors())?;
-                Ok::<_, Error>(own)
-            });
-            let own = own.transpose()?;
             let score = validate(&task, model, options, workers)?;
             if let Some(record) = progress.history.last_mut() {
                 record.validation = Some(score);
@@ -305,13 +295,11 @@ fn run(
             if progress.best.is_none_or(|(_, best)| score > best) {
                 progress.best = Some((epoch, score));
                 progress.stale = 0;
-                best = Some(copies(parameters)?);
+                let copy = |(name, tensor): (String, Tensor)| Ok((name, tensor.copy()?));
+                best = Some(parameters.tensors().into_iter().map(copy).collect::<Result<_>>()?);
             } else {
                 progress.stale += 1;
                 stop = options.patience > 0 && progress.stale >= options.patience;
-            }
-            if let Some(own) = own {
-                parameters.load(&own)?;
             }
         }
         if let Some(record) = progress.history.last() {
@@ -328,26 +316,13 @@ fn run(
             tensors.extend(optimiser.state()?);
             let kept = best.iter().flatten();
             tensors.extend(kept.map(|(name, tensor)| (format!("best.{name}"), tensor.clone())));
-            let mean = average.iter().flat_map(Ema::tensors);
-            tensors.extend(mean.map(|(name, tensor)| (format!("average.{name}"), tensor.clone())));
             checkpoints.save(progress.epoch as u64, &tensors, &progress, None)?;
         }
     }
-    if let Some(kept) = best.as_ref().or(average.as_ref().map(Ema::tensors)) {
-        parameters.load(kept)?;
+    if let Some(best) = best {
+        parameters.load(&best)?;
     }
     Ok(progress.history)
-}
-
-/// The tensors below a prefix, without it.
-fn below(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, Tensor> {
-    let named = tensors.iter();
-    named.filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone()))).collect()
-}
-
-fn copies(parameters: &Parameters) -> Result<BTreeMap<String, Tensor>> {
-    let copy = |(name, tensor): (String, Tensor)| Ok((name, tensor.copy()?));
-    parameters.tensors().into_iter().map(copy).collect()
 }
 
 /// (user, first item, end) of every window: a sequence of more than `most` items is cut into

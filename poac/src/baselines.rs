@@ -3,9 +3,12 @@
 use common::Result;
 use common::assets::Assets;
 use common::encode::TextEncoder;
+use common::llm::{Llm, LlmOptions, Message, Request};
+use common::rng::Seed;
 use ndarray::{Array2, ArrayView1};
 
 use crate::data::World;
+use crate::data::pairs::OBJECTS;
 use crate::data::world::{Concept, Split};
 
 /// The objects of the most train keywords, the same for every concept.
@@ -105,12 +108,88 @@ impl<'a> Neighbours<'a> {
         Ok(self.by_name(gloss.row(0)))
     }
 
+    /// The object whose name is nearest to a phrase.
+    ///
+    /// # Errors
+    /// Those of the encoder.
+    pub fn by_phrase(&self, phrase: &str) -> Result<usize> {
+        let row = self.encode(&[phrase])?;
+        Ok(top(&self.by_name(row.row(0)), 1)[0])
+    }
+
     /// The nearest train keyword and the objects filed under it (keyword lookup).
     pub fn nearest(&self, concept: ArrayView1<'_, f32>) -> (&str, &[usize]) {
         let cosines: Vec<f64> =
             self.words.dot(&concept).iter().map(|&cosine| f64::from(cosine)).collect();
         let near = top(&cosines, 1)[0];
         (&self.train[near].word, &self.train[near].objects)
+    }
+}
+
+/// A frozen LLM as rewriter (step 3 of Algorithm 1): it names objects after worked examples from the
+/// training concepts.
+#[derive(Debug)]
+pub struct LlmRewriter<'a> {
+    llm: Llm,
+    /// Task and examples.
+    messages: Vec<Message>,
+    world: &'a World,
+}
+
+/// Worked examples in the LLM's prompt.
+const EXAMPLES: usize = 6;
+
+impl<'a> LlmRewriter<'a> {
+    /// Opens the LLM and draws the examples among the abstract train concepts.
+    ///
+    /// # Errors
+    /// As [`Llm::open`].
+    pub fn new(spec: &str, world: &'a World, assets: &Assets, seed: Seed) -> Result<Self> {
+        let llm = Llm::open(&spec.parse()?, &LlmOptions::new(assets.clone()))?;
+        let task = format!(
+            "You choose what to draw for a word. Answer with the names of {OBJECTS} visible things \
+             that people associate with the word, separated by commas, and nothing else."
+        );
+        let mut messages = vec![Message::system(task)];
+        let known: Vec<&Concept> = world
+            .split(Split::Train)
+            .filter(|concept| concept.abstract_word && concept.objects.len() >= OBJECTS)
+            .collect();
+        let mut stream = seed.stream("llm examples");
+        for at in stream.sample(known.len(), EXAMPLES.min(known.len())) {
+            let names = known[at].objects.iter().take(OBJECTS);
+            let names: Vec<&str> = names.map(|&at| world.objects[at].name.as_str()).collect();
+            messages.push(Message::user(&known[at].word));
+            messages.push(Message::assistant(names.join(", ")));
+        }
+        Ok(Self { llm, messages, world })
+    }
+
+    /// The objects that the LLM names for a word, in its order, at most [`OBJECTS`]; a thing that is
+    /// no object of the world counts as the object whose name is nearest to it.
+    ///
+    /// # Errors
+    /// Those of the LLM and the encoder; an answer that is cut off is read as far as it goes.
+    pub fn objects(&self, word: &str, neighbours: &Neighbours<'_>) -> Result<Vec<usize>> {
+        let mut messages = self.messages.clone();
+        messages.push(Message::user(word));
+        let request = Request { stop: vec!["\n".into()], ..Request::new(messages).max_tokens(24) };
+        let answer = self.llm.generate(&request)?;
+        let mut objects = Vec::new();
+        for thing in answer.text.split([',', ';', '.']) {
+            let thing = thing.trim().to_lowercase();
+            if thing.is_empty() || objects.len() == OBJECTS {
+                continue;
+            }
+            let object = match self.world.object(&thing) {
+                Some(object) => object,
+                None => neighbours.by_phrase(&thing)?,
+            };
+            if !objects.contains(&object) {
+                objects.push(object);
+            }
+        }
+        Ok(objects)
     }
 }
 

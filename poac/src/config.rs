@@ -159,11 +159,14 @@ pub struct BenchConfig {
     pub resamples: usize,
     /// Concepts of the contact sheet.
     pub sheet: usize,
+    /// LLM of the baseline that names objects without any training.
+    pub llm: String,
 }
 
 impl Default for BenchConfig {
     fn default() -> Self {
-        Self { concepts: 0, pictures: 1, best_of: 4, resamples: 2_000, sheet: 40 }
+        let llm = "gguf:smollm2-135m-instruct".into();
+        Self { concepts: 0, pictures: 1, best_of: 4, resamples: 2_000, sheet: 40, llm }
     }
 }
 
@@ -196,7 +199,14 @@ impl Config {
                 batch: 8,
                 ..full.refl
             },
-            bench: BenchConfig { concepts: 8, pictures: 1, best_of: 2, resamples: 200, sheet: 6 },
+            bench: BenchConfig {
+                concepts: 8,
+                pictures: 1,
+                best_of: 2,
+                resamples: 200,
+                sheet: 6,
+                ..full.bench
+            },
             ..full
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod objects;
 pub mod pictures;
+mod prompts;
 pub mod sheet;
 
 use common::Result;

@@ -12,7 +12,7 @@ use common::stats;
 use ndarray::Array2;
 
 use super::{CAVEAT, over_items};
-use crate::baselines::{Neighbours, VOTES, Vote, most_filed, top};
+use crate::baselines::{LlmRewriter, Neighbours, VOTES, Vote, most_filed, top};
 use crate::config::{Config, SearchConfig};
 use crate::data::Style;
 use crate::data::pairs::OBJECTS;
@@ -29,8 +29,12 @@ pub const MIXES: [f64; 6] = [0.25, 0.5, 1.0, 2.0, 4.0, 16.0];
 /// The baseline after TIAC.
 pub(super) const TIAC: &str = "TIAC-style gloss (MiniLM)";
 
+/// The baseline without training.
+pub(super) const LLM: &str = "LLM rewrite";
+
 /// One seed: its split, its language models and the embeddings of its held-out concepts.
 struct Trial {
+    seed: Seed,
     base: Base,
     model: Lm,
     /// Random token table and shuffled pairs, for the first seed only.
@@ -86,12 +90,13 @@ pub fn run(
         let seed = Seed::new(seed);
         let base = Base::new(config, assets, seed)?;
         let (model, others, _) = train(&base, seed, trials.is_empty())?;
-        trials.push(Trial { base, model, others });
+        trials.push(Trial { seed, base, model, others });
     }
     let tuned = tune(&trials, assets)?;
     let resamples = config.bench.resamples;
     let mut rows = Vec::new();
-    let names: [(&str, Role, &str); 9] = [
+    let llm = format!("{} with worked examples from train concepts, no training", config.bench.llm);
+    let names: [(&str, Role, &str); 10] = [
         ("PLM, token table from MiniLM", Role::Paper, "GPT-2 shape; the first of 8 beams"),
         (
             "PLM + keyword vote",
@@ -107,6 +112,7 @@ pub fn run(
         ),
         ("nearest names (MiniLM)", Role::Baseline, "names nearest to the concept, no training"),
         (TIAC, Role::Baseline, "names nearest to a gloss of five train keywords, for TIAC's LLM"),
+        (LLM, Role::Baseline, &llm),
         (
             "PLM, random token table",
             Role::Ablation,
@@ -292,6 +298,7 @@ fn predict(
         rows.rows().into_iter().map(of).collect()
     };
     let frequent = most_filed(world, OBJECTS);
+    let llm = LlmRewriter::new(&trial.base.config.bench.llm, world, assets, trial.seed)?;
     let mut all = vec![
         beam(&trial.model)?,
         ours.collect::<Result<_>>()?,
@@ -302,6 +309,10 @@ fn predict(
         concepts
             .iter()
             .map(|concept| Ok(top(&neighbours.by_gloss(&concept.word)?, OBJECTS)))
+            .collect::<Result<_>>()?,
+        concepts
+            .iter()
+            .map(|concept| llm.objects(&concept.word, &neighbours))
             .collect::<Result<_>>()?,
     ];
     for model in trial.others.iter().flatten() {
@@ -317,7 +328,7 @@ fn differences(
     resamples: usize,
     seeds: &[u64],
 ) -> Vec<Row> {
-    let pairs = [(0, 2), (0, 3), (0, 4), (1, 0), (1, 3), (1, 4)];
+    let pairs = [(0, 2), (0, 3), (0, 4), (0, 7), (1, 0), (1, 3), (1, 4)];
     pairs
         .into_iter()
         .map(|(ours, theirs)| {

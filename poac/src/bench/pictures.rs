@@ -10,14 +10,13 @@ use common::report::{Figure, Role, Row};
 use common::rng::Seed;
 use common::stats;
 
-use super::objects::{TIAC, Tuned, mixed_objects};
+use super::objects::{LLM, TIAC, Tuned};
+use super::prompts::{self, Prompts};
 use super::sheet::{Sheet, SheetRow};
 use super::{CAVEAT, over_items};
-use crate::baselines::{Neighbours, most_filed, top};
 use crate::choice;
 use crate::config::Config;
 use crate::data::Style;
-use crate::data::pairs::{OBJECTS, TEMPLATES};
 use crate::data::world::{Concept, Split};
 use crate::eval::{ConceptTexts, chance, concept_hits, concept_scores, cosines, diversity};
 use crate::model::Denoiser;
@@ -75,7 +74,8 @@ pub fn run(
     let (model, plm_history) = base.plm(seed, false)?;
     let Trained { models, refl, refl_histories, constant } = train(&base, seed)?;
     let concepts = held_out(&base, config.bench.concepts);
-    let prompts = prompts(&base, &model, &concepts, assets, tuned)?;
+    let prompts = Prompts::new(&base, &model, &concepts, assets, tuned)?;
+    let by_llm = prompts::by_llm(&base, &model, &concepts, assets, seed)?;
     let ppo = match config.ppo.steps {
         0 => None,
         _ => {
@@ -135,6 +135,14 @@ pub fn run(
             role: Role::Baseline,
             note: "objects near a gloss of train keywords; TIAC asks an LLM",
             prompts: &prompts.gloss,
+            denoiser: &models.denoiser,
+            best_of: 1,
+        },
+        Method {
+            name: LLM,
+            role: Role::Baseline,
+            note: &config.bench.llm,
+            prompts: &by_llm,
             denoiser: &models.denoiser,
             best_of: 1,
         },
@@ -238,7 +246,7 @@ fn choose(
     if concepts.is_empty() {
         return Ok(best.1);
     }
-    let prompts = prompts(base, model, &concepts, assets, tuned)?;
+    let prompts = Prompts::new(base, model, &concepts, assets, tuned)?;
     let judge = Judge::new(base, models, &concepts)?;
     for (at, mixed) in prompts.mixed.iter().enumerate() {
         for (refl, denoiser) in [(false, &models.denoiser), (true, refl)] {
@@ -264,57 +272,6 @@ fn held_out(base: &Base, most: usize) -> Vec<Concept> {
     let all: Vec<&Concept> = base.world.split(Split::Test).collect();
     let count = if most == 0 { all.len() } else { most.min(all.len()) };
     (0..count).map(|at| all[at * all.len() / count].clone()).collect()
-}
-
-/// One prompt a concept by each way.
-struct Prompts {
-    raw: Vec<String>,
-    plm: Vec<String>,
-    plm_objects: Vec<Vec<usize>>,
-    lookup: Vec<String>,
-    gloss: Vec<String>,
-    /// With one, two and three objects.
-    mixed: [Vec<String>; OBJECTS],
-    frequent: Vec<String>,
-}
-
-fn prompts(
-    base: &Base,
-    model: &common::lm::Lm,
-    concepts: &[Concept],
-    assets: &Assets,
-    tuned: Tuned,
-) -> Result<Prompts> {
-    let (style, search) = (Style::Colour, &base.config.search);
-    let rewriter = Rewriter::new(model, &base.features, &base.world, search);
-    let neighbours = Neighbours::new(&base.world, assets)?;
-    let frequent = rewriter.prompt(&[], &most_filed(&base.world, OBJECTS), style);
-    let mut prompts = Prompts {
-        raw: Vec::new(),
-        plm: Vec::new(),
-        plm_objects: Vec::new(),
-        lookup: Vec::new(),
-        gloss: Vec::new(),
-        mixed: Default::default(),
-        frequent: vec![frequent; concepts.len()],
-    };
-    for concept in concepts {
-        let word = concept.word.as_str();
-        prompts.raw.push(format!("{} {word}, in {}", TEMPLATES[0], style.word()));
-        let first = rewriter.concept(word, style, 1)?.into_iter().next();
-        prompts.plm.push(first.as_ref().map_or_else(|| word.to_owned(), |c| c.prompt.clone()));
-        prompts.plm_objects.push(first.map(|c| c.objects).unwrap_or_default());
-        let embedded = neighbours.encode(&[word])?;
-        let near: Vec<usize> =
-            neighbours.nearest(embedded.row(0)).1.iter().copied().take(OBJECTS).collect();
-        prompts.lookup.push(rewriter.prompt(&[], &near, style));
-        prompts.gloss.push(rewriter.prompt(&[], &top(&neighbours.by_gloss(word)?, OBJECTS), style));
-        let objects = mixed_objects(&rewriter, &neighbours, word, tuned)?;
-        for (at, mixed) in prompts.mixed.iter_mut().enumerate() {
-            mixed.push(rewriter.prompt(&[], &objects[..objects.len().min(at + 1)], style));
-        }
-    }
-    Ok(prompts)
 }
 
 /// Scorer B with the real pictures' embeddings, and the texts of the concepts.
@@ -550,6 +507,7 @@ fn comparisons(
     let ours = methods[1].name;
     let pairs = [
         ("PLM", "raw prompt"),
+        ("PLM", LLM),
         ("PLM + ReFL", "PLM"),
         ("PLM + ReFL", "PLM + constant reward"),
         ("PLM + ReFL", "raw prompt"),

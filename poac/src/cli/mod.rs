@@ -61,7 +61,10 @@ pub fn run(cli: &Cli) -> Result<String> {
         Profile::Cpu => Config::cpu(),
         Profile::Paper => Config::paper(),
     };
-    let resolved: Resolved<Config> = cli::resolve(profile, args)?;
+    let mut resolved: Resolved<Config> = cli::resolve(profile, args)?;
+    if let Some(spec) = args.llm.first() {
+        resolved.config.bench.llm = spec.clone();
+    }
     resolved.config.check()?;
     match &cli.verb {
         Verb::Rewrite(verb) => rewrite::rewrite(verb, args, &resolved.config),

@@ -1,8 +1,6 @@
 //! The methods compared with, all as lists of recommended items per case, and the two decoding
 //! variants of ours that need no training.
 
-use std::collections::BTreeMap;
-
 use common::Result;
 use common::recommend::{Bpr, Gru4rec, ItemKnn, Markov, Popularity, Sasrec};
 
@@ -118,26 +116,23 @@ pub fn rescored(
     rescoring: Rescoring,
 ) -> Lists {
     let Rescoring { alpha, share } = rescoring;
+    // the order of ln m − α ln(1 + freq) without a logarithm per item
+    let prior: Vec<f64> = counts.iter().map(|&n| (n as f64 + 1.0).powf(-alpha)).collect();
     let list = |(case, found): (&Case, &Ranked)| {
-        let masked = masked(data, case);
-        let mut scores: BTreeMap<u32, f64> =
-            found.iter().map(|&(item, log)| (item, (1.0 - share) * log.exp())).collect();
+        let mut scores = vec![0.0; prior.len()];
         if share > 0.0 {
             let transitions = markov.scores(&case.history);
             let total: f64 = transitions.iter().map(|&score| f64::from(score)).sum();
-            for (item, &score) in transitions.iter().enumerate().filter(|(_, score)| **score > 0.0)
-            {
-                *scores.entry(item as u32).or_insert(0.0) += share * f64::from(score) / total;
+            for (score, &count) in scores.iter_mut().zip(&transitions) {
+                *score = share * f64::from(count) / total;
             }
         }
-        let prior = |item: u32| alpha * (counts[item as usize] as f64).ln_1p();
-        let mut order: Vec<(u32, f64)> = scores
-            .into_iter()
-            .filter(|(item, _)| !masked.contains(item))
-            .map(|(item, score)| (item, score.ln() - prior(item)))
-            .collect();
-        order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        order.into_iter().take(KEPT).map(|(item, _)| item).collect()
+        found.iter().for_each(|&(item, log)| scores[item as usize] += (1.0 - share) * log.exp());
+        scores.iter_mut().zip(&prior).for_each(|(score, prior)| *score *= prior);
+        let mut list = top(&scores, KEPT, masked(data, case));
+        // what neither knows of is not recommended
+        list.retain(|&item| scores[item as usize] > 0.0);
+        list
     };
     cases.iter().zip(ranked).map(list).collect()
 }

@@ -1,8 +1,6 @@
 //! The protocol: full ranking, accuracy at k, and how a model's recommendations favour popular
 //! items (IFairLRS' group unfairness).
 
-use std::collections::BTreeSet;
-
 use common::metrics::{coverage, gini, hit_rate_at};
 use serde::{Deserialize, Serialize};
 
@@ -152,18 +150,24 @@ pub fn evaluate(cases: &[Case], lists: &Lists, groups: &Groups, items: usize) ->
     }
 }
 
-/// The `k` items of highest score, ties by item number; items of `masked` are left out.
-pub fn top(scores: &[f32], k: usize, masked: &[u32]) -> Vec<u32> {
-    let masked: BTreeSet<u32> = masked.iter().copied().collect();
-    let mut order: Vec<u32> =
-        (0..scores.len() as u32).filter(|item| !masked.contains(item)).collect();
-    let by = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
-    if k < order.len() {
-        order.select_nth_unstable_by(k, by);
-        order.truncate(k);
+/// The `k` items of highest score, ties by item number; items of `masked` and scores that are no
+/// number are left out.
+pub fn top<T: PartialOrd + Copy>(scores: &[T], k: usize, masked: &[u32]) -> Vec<u32> {
+    let mut best: Vec<(u32, T)> = Vec::with_capacity(k + 1);
+    for (item, &score) in (0..).zip(scores) {
+        let full = best.len() == k;
+        // most items end here; later items lose ties
+        if full && best.last().is_none_or(|&(_, last)| score <= last) || masked.contains(&item) {
+            continue;
+        }
+        if score.partial_cmp(&score).is_none() {
+            continue;
+        }
+        let at = best.partition_point(|&(_, other)| other >= score);
+        best.insert(at, (item, score));
+        best.truncate(k);
     }
-    order.sort_unstable_by(by);
-    order
+    best.into_iter().map(|(item, _)| item).collect()
 }
 
 #[cfg(test)]

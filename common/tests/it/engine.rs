@@ -125,8 +125,9 @@ fn options_cost_one_prompt_and_their_own_tokens() {
     let model = tiny("llama_tiny", Precision::F32);
     let prompt: Vec<u32> = (0..30).collect();
     let options: Vec<Vec<u32>> = (1..=20).map(|n| (0..1 + n % 4).collect()).collect();
-    // The last token of an option is predicted, not processed.
-    let own: usize = options.iter().map(|option| option.len() - 1).sum();
+    // Of 1 to 4 tokens, each the beginning of the next: what they share is processed once, and the
+    // last token of an option is predicted, not processed.
+    let own = 3;
     let mut session = Session::new(&model);
     session.set_prompt(&prompt).unwrap();
     assert_eq!(session.processed(), prompt.len());
@@ -134,17 +135,34 @@ fn options_cost_one_prompt_and_their_own_tokens() {
     assert_eq!(session.processed(), prompt.len() + own);
     // The same prompt with other options: only the options.
     session.set_prompt(&prompt).unwrap();
-    session.score_options(&options[..7]).unwrap();
-    let more: usize = options[..7].iter().map(|option| option.len() - 1).sum();
+    let apart: Vec<Vec<u32>> = (0..7).map(|n| vec![n, 40, 41]).collect();
+    session.score_options(&apart).unwrap();
+    let more = 14;
     assert_eq!(session.processed(), prompt.len() + own + more);
     // A prompt that shares its first 25 tokens.
     let other = [&prompt[..25], &[90, 91, 92]].concat();
     session.set_prompt(&other).unwrap();
     assert_eq!(session.processed(), prompt.len() + own + more + 3);
-    // Options that differ in their last token alone are processed once.
+    // In any order: 5, 5 6, 5 6 7, 4, 4 6.
     let before = session.processed();
-    session.score_options(&[vec![5, 6, 7], vec![5, 6, 8], vec![5, 6, 9], vec![4, 6, 9]]).unwrap();
-    assert_eq!(session.processed(), before + 4);
+    session.score_options(&[vec![5, 6, 7, 1], vec![4, 6, 9], vec![5, 6, 8], vec![5, 2]]).unwrap();
+    assert_eq!(session.processed(), before + 5);
+}
+
+#[test]
+fn many_options_score_as_single_ones() {
+    let model = tiny("gemma3_tiny", Precision::F32);
+    let options: Vec<Vec<u32>> =
+        (0..400u32).map(|n| vec![n % 7, n * 5 % 31, n * 3 % 11, n * 13 % 64, n % 3]).collect();
+    let mut session = Session::new(&model);
+    session.append(&[3, 1, 4, 1, 5]).unwrap();
+    let before = session.processed();
+    let together = session.score_options(&options).unwrap();
+    assert!(session.processed() - before > 512, "one chunk says nothing");
+    for (option, score) in options.iter().zip(&together).step_by(13) {
+        let alone = session.score_options(std::slice::from_ref(option)).unwrap().remove(0);
+        assert_close(&score.token_log_probs, &alone.token_log_probs, 1e-5, 0.0);
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use common::llm::{EndpointOptions, Llm, LlmOptions, LlmSpec, Prompt};
+use common::llm::{EndpointOptions, Llm, LlmOptions, LlmSpec, OptionScore, Prompt};
 use common::{Error, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -216,14 +216,7 @@ impl Writer {
                 queries,
                 &mut tally,
             )?,
-            _ => {
-                let mut raws = Vec::with_capacity(queries.len());
-                for query in queries {
-                    common::run::check_interrupt()?;
-                    raws.push(self.by_probability(query, &mut tally)?);
-                }
-                raws
-            }
+            _ => self.by_probability(queries, &mut tally)?,
         };
         tally.unusable = raws.iter().flat_map(|raw| &raw.values).filter(|v| v.is_none()).count();
         Ok((raws, tally))
@@ -256,55 +249,58 @@ impl Writer {
         }
     }
 
-    /// `rating` and `likelihood`: one batch of continuations behind the shared prefix.
-    fn by_probability(&self, query: &Query<'_>, tally: &mut Tally) -> Result<Raw> {
-        let (prompt, _) = self.prompt(self.mode, query);
-        let raw = Raw {
-            values: vec![None; self.schema.len()],
-            reasoning: Vec::new(),
-            prompt_hash: hex(&Sha256::digest(&prompt)),
-        };
+    /// `rating` and `likelihood`: one batch of continuations behind each ad's prefix.
+    fn by_probability(&self, queries: &[Query<'_>], tally: &mut Tally) -> Result<Vec<Raw>> {
+        let nothing = Ad { title: prompts::CONTENT_FREE.into(), ..Ad::default() };
         let base = match self.content_free.get() {
             Some(base) => base.clone(),
-            None => {
-                let base = if self.config.content_free {
-                    let nothing = Ad { title: prompts::CONTENT_FREE.into(), ..Ad::default() };
-                    self.values(&Query { ad: &nothing, demos: Vec::new() }, tally)?
-                } else {
-                    vec![0.0; self.schema.len()]
-                };
+            None if self.config.content_free => {
+                let query = Query { ad: &nothing, demos: Vec::new() };
+                let base = self.values(&[query], tally)?.remove(0).1?;
                 self.content_free.get_or_init(|| base).clone()
             }
+            None => vec![0.0; self.schema.len()],
         };
-        match self.values(query, tally) {
-            Ok(values) => {
-                let values = calibrated(&values, &base);
-                let usable = |v: f64| v.is_finite().then_some(v);
-                Ok(Raw { values: values.into_iter().map(usable).collect(), ..raw })
-            }
-            // This one prompt can't be answered (too long for the context): the ad falls back.
-            Err(Error::LlmOutput(reason)) => {
-                tracing::warn!("ad {}: {reason}", query.ad.id);
-                Ok(raw)
-            }
-            // A recording that lacks one prompt; the share of such ads is limited by the caller.
-            Err(error @ Error::Asset { .. }) if self.replay => {
-                tracing::warn!("ad {}: {error}", query.ad.id);
-                Ok(raw)
-            }
-            Err(error) => Err(error),
-        }
+        let usable = |v: f64| v.is_finite().then_some(v);
+        let answers = self.values(queries, tally)?.into_iter().zip(queries);
+        let raws = answers.map(|((prompt_hash, values), query)| {
+            let values = match values {
+                Ok(values) => calibrated(&values, &base).into_iter().map(usable).collect(),
+                // This one prompt can't be answered (too long for the context): the ad falls back.
+                Err(Error::LlmOutput(reason)) => {
+                    tracing::warn!("ad {}: {reason}", query.ad.id);
+                    vec![None; self.schema.len()]
+                }
+                // A recording lacks this prompt; the share of such ads is limited by the caller.
+                Err(error @ Error::Asset { .. }) if self.replay => {
+                    tracing::warn!("ad {}: {error}", query.ad.id);
+                    vec![None; self.schema.len()]
+                }
+                Err(error) => return Err(error),
+            };
+            Ok(Raw { values, reasoning: Vec::new(), prompt_hash })
+        });
+        raws.collect()
     }
 
-    /// One value per feature before calibration.
-    fn values(&self, query: &Query<'_>, tally: &mut Tally) -> Result<Vec<f64>> {
-        let (prompt, options) = self.prompt(self.mode, query);
-        let (computed, saved) = self.counter.prefix_and_options(&prompt, &options);
-        let scores = self.llm.score_options(&Prompt::Raw(prompt), &options)?;
-        tally.prompts += 1;
-        tally.tokens += computed;
-        tally.tokens_saved += saved;
-        Ok(match self.mode {
+    /// Of every query the hash of its prompt and one value per feature before calibration.
+    fn values(
+        &self,
+        queries: &[Query<'_>],
+        tally: &mut Tally,
+    ) -> Result<Vec<(String, Result<Vec<f64>>)>> {
+        let mut asked = Vec::with_capacity(queries.len());
+        let mut hashes = Vec::with_capacity(queries.len());
+        for query in queries {
+            let (prompt, options) = self.prompt(self.mode, query);
+            let (computed, saved) = self.counter.prefix_and_options(&prompt, &options);
+            tally.prompts += 1;
+            tally.tokens += computed;
+            tally.tokens_saved += saved;
+            hashes.push(hex(&Sha256::digest(&prompt)));
+            asked.push((Prompt::Raw(prompt), options));
+        }
+        let value = |scores: Vec<OptionScore>| match self.mode {
             Mode::Likelihood => scores.iter().map(|score| score.log_prob).collect(),
             _ => scores
                 .chunks(self.config.words.len())
@@ -313,6 +309,8 @@ impl Writer {
                     expected_rating(&log_probs)
                 })
                 .collect(),
-        })
+        };
+        let scores = self.llm.score_many(&asked)?;
+        Ok(hashes.into_iter().zip(scores.into_iter().map(|scores| scores.map(value))).collect())
     }
 }

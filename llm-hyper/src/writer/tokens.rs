@@ -1,5 +1,6 @@
 //! Token counts of prompts, for `--dry-run` and the report.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use common::Result;
@@ -54,7 +55,7 @@ impl Counter {
 
     /// Tokens computed for `options` behind one prefix, and tokens saved against computing the
     /// prefix for each option. The last token of an option is predicted, not computed, and
-    /// neighbours that differ in it alone are computed once.
+    /// beginnings that options share are computed once.
     pub fn prefix_and_options(&self, prefix: &str, options: &[String]) -> (u64, u64) {
         let prefix = self.count(prefix);
         let saved = prefix * (options.len().max(1) as u64 - 1);
@@ -63,13 +64,10 @@ impl Counter {
             return (prefix + rest.sum::<u64>(), saved);
         };
         let ids = options.iter().map(|o| tokenizer.encode(o, Special::AsText).unwrap_or_default());
-        let mut bodies: Vec<Vec<u32>> = ids
-            .map(|mut ids| {
-                ids.pop();
-                ids
-            })
-            .collect();
-        bodies.dedup();
-        (prefix + bodies.iter().map(|body| body.len() as u64).sum::<u64>(), saved)
+        let mut begun = HashSet::new();
+        for ids in ids {
+            begun.extend((1..ids.len()).map(|length| ids[..length].to_vec()));
+        }
+        (prefix + begun.len() as u64, saved)
     }
 }

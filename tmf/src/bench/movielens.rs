@@ -1,11 +1,15 @@
 //! ML-100k as three behaviours: 20 candidates, all users.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
 use common::encode::TextEncoder;
+use common::files::atomic_write;
 use common::report::{Figure, Report, Role, Row, plot};
 use common::rng::Seed;
 use common::{Error, Result, stats};
+use serde_json::json;
 
 use super::{Context, Line, ablations, over_seeds, ranking, row};
 use crate::baselines::{self, Baseline, FullScores};
@@ -43,6 +47,8 @@ pub(super) struct Other {
 
 pub(super) struct Table<'a> {
     pub(super) report: &'a mut Report,
+    /// Who was a hit at 1, `[seed][question]` by method.
+    pub(super) hits: Vec<(String, Vec<Vec<f64>>)>,
     pub(super) resamples: usize,
     pub(super) asked: &'a Asked,
 }
@@ -74,6 +80,9 @@ impl Table<'_> {
                 true => eval::ndcg(ranks, k),
                 false => eval::hits(ranks, k),
             });
+            if metric == "hr@1" {
+                self.hits.push((method.to_owned(), credits.clone()));
+            }
             let line =
                 Line { dataset: DATASET, claim: CLAIM, method, role, metric, note: note.clone() };
             self.report.rows.push(row(&line, &credits, self.resamples, started));
@@ -143,7 +152,8 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     let started = Instant::now();
     let train = data.before(Part::Valid);
     let graph = pipeline::graph(&data, &train, config, base, &context.kept)?;
-    let mut table = Table { report, resamples: config.bench.resamples, asked: &asked };
+    let resamples = config.bench.resamples;
+    let mut table = Table { report, hits: Vec::new(), resamples, asked: &asked };
     let by_graph = |queries: &[Query]| -> Scores {
         queries.iter().map(|query| graph.scores(query.user, &query.items)).collect()
     };
@@ -194,7 +204,31 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     let sasrec = sasrec.map(|other| ("SASRec", Role::Baseline, &other.scored));
     ranking::cold_slice(&mut table, &data, known.into_iter().chain(sasrec));
     ranking::full(&mut table, &ours, &questions[1], &graph, &others, &ensemble)?;
+    write_hits(&context.folder.join("hits.jsonl"), &data, &asked, &table.hits, &context.seeds)?;
     figures(report, &ours, &asked)
+}
+
+/// Who was a hit at 1, for paired comparisons with other systems on the same candidate files: one
+/// line per method and file.
+fn write_hits(
+    path: &Path,
+    data: &Dataset,
+    asked: &Asked,
+    hits: &[(String, Vec<Vec<f64>>)],
+    seeds: &[u64],
+) -> Result<()> {
+    let mut text = String::new();
+    for (method, by_seed) in hits {
+        for ((queries, hits), seed) in asked.test.iter().zip(by_seed).zip(seeds) {
+            let users = queries.iter().map(|query| data.users[query.user].as_str());
+            let by_user: BTreeMap<&str, u8> =
+                users.zip(hits).map(|(user, &hit)| (user, u8::from(hit > 0.5))).collect();
+            let line = json!({ "method": method, "list": format!("candidates-{seed}.jsonl"),
+                               "hits": by_user });
+            text.push_str(&format!("{line}\n"));
+        }
+    }
+    atomic_write(path, text.as_bytes())
 }
 
 /// The trained models with what they need to rank.
@@ -405,7 +439,8 @@ fn figures(report: &mut Report, ours: &Ours<'_>, asked: &Asked) -> Result<()> {
     let labels = plot::Labels { title: "Hit rate at 1 on ML-100k", x: "hr@1", y: "" };
     let svg = plot::row_bars(labels, &rows);
     let caption = "20 candidates; 95 % bootstrap intervals over users.";
-    report.figures.push(Figure::new("ML-100k hit rate at 1", caption, svg));
+    // the figure to look at first
+    report.figures.insert(0, Figure::new("ML-100k hit rate at 1", caption, svg));
     let mut lines = Vec::new();
     let mut offset = 0.0;
     for (name, records) in [("warm-up on tokens", &fitted.warm_up), ("fusion", &fitted.fusion)] {

@@ -128,7 +128,9 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
             add(&format!("{name} removed at test"), Role::Ablation, hits(&modalities, used)?, None);
             let changed = shuffled(&modalities, which, base)?;
             let credits = hits(&changed, [true; 3])?;
-            add(&format!("{name} shuffled across items"), Role::Control, credits, None);
+            // a control where the signal is; elsewhere it should cost nothing
+            let role = if name == &signal.name() { Role::Control } else { Role::Ablation };
+            add(&format!("{name} shuffled across items"), role, credits, None);
         }
         let chance = vec![1.0 / CANDIDATES as f64; asked.len()];
         add("chance", Role::Control, chance, Some("one in eight by construction"));

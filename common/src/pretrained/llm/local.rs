@@ -1,7 +1,7 @@
 //! Local models at the level of text.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use llguidance::Matcher;
@@ -141,7 +141,8 @@ impl Local {
         };
         let sampling = Sampling { temperature: request.temperature, top_p: request.top_p };
         let mut stream = Seed::new(request.seed).stream("llm/sample");
-        let mut session = self.session(&prompt, 1)?;
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        check_room(&session, &prompt, 1)?;
         let context = session.model().config().max_position_embeddings;
         let mut logits = if self.int8_prompts {
             session.truncate(0);
@@ -192,6 +193,17 @@ impl Local {
         prompt: &Prompt,
         options: &[String],
     ) -> Result<Vec<OptionScore>> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        self.score_options_in(&mut session, prompt, options)
+    }
+
+    /// [`Local::score_options`] with a context of the caller's.
+    pub(super) fn score_options_in(
+        &self,
+        session: &mut Session,
+        prompt: &Prompt,
+        options: &[String],
+    ) -> Result<Vec<OptionScore>> {
         let prompt = match prompt {
             Prompt::Raw(text) => self.with_bos(self.tokenizer.encode(text, Special::AsText)?),
             Prompt::Chat(messages) => self.encode_chat(messages)?,
@@ -201,9 +213,15 @@ impl Local {
             .map(|option| self.tokenizer.encode(option, Special::AsText))
             .collect::<Result<Vec<_>>>()?;
         let longest = options.iter().map(Vec::len).max().unwrap_or_default();
-        let mut session = self.session(&prompt, longest)?;
+        check_room(session, &prompt, longest)?;
         session.set_prompt(&prompt)?;
         session.score_options(&options)
+    }
+
+    /// An empty context of the model.
+    pub(super) fn fresh_session(&self) -> Session {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        Session::new(session.model())
     }
 
     /// The token ids of a conversation up to the assistant's turn. Runs of text between special
@@ -257,21 +275,20 @@ impl Local {
         let grammars = Grammars::new(&self.tokenizer, &self.end_tokens)?;
         Ok(self.grammars.get_or_init(|| grammars))
     }
+}
 
-    /// The session, after checking that `prompt` and `more` tokens fit the context.
-    fn session(&self, prompt: &[u32], more: usize) -> Result<MutexGuard<'_, Session>> {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let context = session.model().config().max_position_embeddings;
-        if prompt.is_empty() || prompt.len() + more > context {
-            return Err(Error::LlmOutput(format!(
-                "the prompt has {} tokens, expected 1 to {} (the model's context is {context}); \
-                 shorten it",
-                prompt.len(),
-                context.saturating_sub(more)
-            )));
-        }
-        Ok(session)
+/// An error unless `prompt` and `more` tokens fit the context.
+fn check_room(session: &Session, prompt: &[u32], more: usize) -> Result<()> {
+    let context = session.model().config().max_position_embeddings;
+    if prompt.is_empty() || prompt.len() + more > context {
+        return Err(Error::LlmOutput(format!(
+            "the prompt has {} tokens, expected 1 to {} (the model's context is {context}); shorten \
+             it",
+            prompt.len(),
+            context.saturating_sub(more)
+        )));
     }
+    Ok(())
 }
 
 fn unmatched(error: impl std::fmt::Display) -> Error {

@@ -39,6 +39,8 @@ pub use request::{Answer, Content, Finish, Message, Prompt, Request, Role, Usage
 pub use spec::LlmSpec;
 
 use crate::assets::Assets;
+use crate::optim::Workers;
+use crate::run::check_interrupt;
 use crate::{Error, Result};
 use cache::{AnswerFile, Key};
 use endpoint::Endpoint;
@@ -305,6 +307,51 @@ impl Llm {
     /// [`Error::Usage`] for an endpoint, which does not know token probabilities, and for no or
     /// empty options.
     pub fn score_options(&self, prompt: &Prompt, options: &[String]) -> Result<Vec<OptionScore>> {
+        self.scores(prompt, options, |model| model.score_options(prompt, options))
+    }
+
+    /// [`Llm::score_options`] for many prompts, in their order; each fails on its own. An error of
+    /// the whole is that of starting threads.
+    ///
+    /// A local model scores one prompt per core at a time, which is faster than one prompt over all
+    /// cores. Of several prompts with the same beginning each core computes it once.
+    pub fn score_many(
+        &self,
+        asked: &[(Prompt, Vec<String>)],
+    ) -> Result<Vec<Result<Vec<OptionScore>>>> {
+        let Backend::Local(model) = &self.backend else {
+            let one =
+                |(prompt, options): &(Prompt, Vec<String>)| self.score_options(prompt, options);
+            return Ok(asked.iter().map(one).collect());
+        };
+        let threads = rayon::current_num_threads().min(asked.len());
+        let score = |worker: usize| {
+            let mut session = model.fresh_session();
+            let own = asked.iter().skip(worker).step_by(threads);
+            let scored = own.map(|(prompt, options)| {
+                check_interrupt()?;
+                self.scores(prompt, options, |model| {
+                    model.score_options_in(&mut session, prompt, options)
+                })
+            });
+            Ok(scored.collect::<Vec<_>>())
+        };
+        let by_worker = Workers::new(threads)?.map(threads, score)?;
+        let mut by_worker: Vec<_> = by_worker.into_iter().map(Vec::into_iter).collect();
+        let next = |at: usize| {
+            let lost = || Err(Error::Bug("a prompt was left out".into()));
+            by_worker[at % threads].next().unwrap_or_else(lost)
+        };
+        Ok((0..asked.len()).map(next).collect())
+    }
+
+    /// What is known about the options, or else what `score` finds with the local model.
+    fn scores(
+        &self,
+        prompt: &Prompt,
+        options: &[String],
+        score: impl FnOnce(&Local) -> Result<Vec<OptionScore>>,
+    ) -> Result<Vec<OptionScore>> {
         if options.is_empty() || options.iter().any(String::is_empty) {
             return Err(Error::usage("score_options needs options, none of them empty"));
         }
@@ -320,7 +367,7 @@ impl Llm {
             &request,
             |_| true,
             || match &self.backend {
-                Backend::Local(model) => model.score_options(prompt, options),
+                Backend::Local(model) => score(model),
                 Backend::Endpoint(_) | Backend::Replay(_) => {
                     Err(self.unknown("it is not in the recording"))
                 }

@@ -1,5 +1,5 @@
 //! Causal attention over cached keys and values, with grouped heads, sliding windows and
-//! independent segments behind a shared prefix.
+//! continuations that share their beginnings.
 
 use super::config::ModelConfig;
 use super::kernels::{self, Strided};
@@ -117,10 +117,10 @@ impl Attention<'_> {
         let width = self.config.head_dim;
         let group = self.config.num_attention_heads / self.config.num_key_value_heads;
         // Cached keys that any query of the tile sees: of the prefix, and of the batch itself.
-        // The earliest query decides: within a segment positions ascend, and segments restart.
+        // The earliest query decides: in a forest positions go back and forth.
         let earliest = batch.positions[tile.clone()].iter().copied().min().unwrap_or(0);
         let prefix = self.start(earliest).min(batch.prefix)..batch.prefix;
-        let first_own = batch.segment[tile.start];
+        let first_own = batch.forest.as_ref().map_or(0, |forest| forest.root[tile.start]);
         let own = batch.prefix + first_own..batch.prefix + tile.end;
         let count = prefix.len() + own.len();
         SCORES.with_borrow_mut(|scores| {
@@ -171,10 +171,20 @@ impl Attention<'_> {
         let hidden = start.clamp(prefix.start, prefix.end) - prefix.start;
         row[..hidden].fill(f32::NEG_INFINITY);
         let own = &mut row[prefix.len()..];
-        // Positions run with the index inside a segment.
-        let segment = batch.segment[query];
-        let seen = start.saturating_sub(batch.positions[segment]) + segment;
-        own[..seen - first_own].fill(f32::NEG_INFINITY);
-        own[query + 1 - first_own..].fill(f32::NEG_INFINITY);
+        let Some(forest) = &batch.forest else {
+            own[..start.saturating_sub(batch.prefix)].fill(f32::NEG_INFINITY);
+            own[query + 1..].fill(f32::NEG_INFINITY);
+            return;
+        };
+        let mut hidden_from = query + 1 - first_own;
+        let mut next = Some(query);
+        own[hidden_from..].fill(f32::NEG_INFINITY);
+        while let Some(seen) = next.filter(|&seen| batch.positions[seen] >= start) {
+            let at = seen - first_own;
+            own[at + 1..hidden_from].fill(f32::NEG_INFINITY);
+            hidden_from = at;
+            next = forest.parent[seen];
+        }
+        own[..hidden_from].fill(f32::NEG_INFINITY);
     }
 }

@@ -173,15 +173,24 @@ pub(super) enum Arithmetic {
     Int8,
 }
 
-/// New tokens behind a prefix that is in the cache. Segments are independent continuations: a
-/// token sees the prefix and the earlier tokens of its own segment.
+/// New tokens behind a prefix that is in the cache: one continuation, or a forest of them.
 pub(super) struct Batch<'a> {
     pub(super) tokens: &'a [u32],
     pub(super) positions: Vec<usize>,
-    /// Index in `tokens` where the segment of each token begins; ascending.
-    pub(super) segment: Vec<usize>,
-    /// Tokens in the cache that all segments see.
+    /// For a forest; `None` where each token follows the one before it.
+    pub(super) forest: Option<Forest>,
+    /// Tokens in the cache that all tokens see.
     pub(super) prefix: usize,
+}
+
+/// Continuations that share their beginnings, depth first: a token sees the prefix, itself and its
+/// ancestors.
+#[derive(Debug, Default)]
+pub(super) struct Forest {
+    /// The token before, `None` at a root.
+    pub(super) parent: Vec<Option<usize>>,
+    /// The root above each token; ascending.
+    pub(super) root: Vec<usize>,
 }
 
 /// Keys and values of one layer, `[head][capacity][head size]` each.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kernels;
 use super::matrix::Machine;
-use super::model::{Arithmetic, Batch};
+use super::model::{Arithmetic, Batch, Forest};
 use super::session::Session;
 use crate::{Error, Result};
 
@@ -34,14 +34,52 @@ impl OptionScore {
     }
 }
 
+/// Options as a forest of their tokens; of each option all tokens but the last are in it.
+#[derive(Default)]
+struct Tree<'a> {
+    tokens: Vec<u32>,
+    /// Tokens of the option before each token.
+    depth: Vec<usize>,
+    forest: Forest,
+    /// (row, option, target) of everything that is predicted.
+    wanted: Vec<(usize, usize, u32)>,
+    /// All but the last token of the last option, and their rows.
+    last: (&'a [u32], Vec<usize>),
+}
+
+impl<'a> Tree<'a> {
+    /// Adds an option that is not before the last one in the order of tokens; `false` when there is
+    /// no room for it. The first option always fits.
+    fn add(&mut self, number: usize, option: &'a [u32]) -> bool {
+        let body = &option[..option.len() - 1];
+        let (before, rows) = &mut self.last;
+        let shared = before.iter().zip(body).take_while(|(a, b)| a == b).count();
+        if !self.tokens.is_empty() && self.tokens.len() + body.len() - shared > CHUNK {
+            return false;
+        }
+        rows.truncate(shared);
+        for (depth, &token) in body.iter().enumerate().skip(shared) {
+            let row = self.tokens.len();
+            self.tokens.push(token);
+            self.depth.push(depth);
+            self.forest.parent.push(rows.last().copied());
+            self.forest.root.push(rows.first().copied().unwrap_or(row));
+            rows.push(row);
+        }
+        *before = body;
+        let wanted = rows.iter().zip(&option[1..]).map(|(&row, &target)| (row, number, target));
+        self.wanted.extend(wanted);
+        true
+    }
+}
+
 impl Session {
     /// Log-probabilities of each of `options` as the continuation of the context, which stays as
     /// it is.
     ///
-    /// All options run in one batch: each token sees the context and the earlier tokens of its own
-    /// option. The last token of an option is predicted, not processed, so options of one token
-    /// cost next to nothing, and neighbours that differ in their last token alone are processed
-    /// once.
+    /// Beginnings that options share are processed once, all options in one batch: each token sees
+    /// the context and the tokens before it in its own option. The last token of an option is
+    /// predicted, not processed, so options of one token cost next to nothing.
     ///
     /// An empty context, an empty option, an id outside the vocabulary, or an option that does not
     /// fit the context are an error.
@@ -60,54 +98,32 @@ impl Session {
             .map(|option| vec![f64::from(logits[option[0] as usize]) - normaliser])
             .collect();
 
-        let mut first = 0;
-        while first < options.len() {
-            let mut bodies: Vec<&[u32]> = Vec::new();
-            let (mut tokens, mut last) = (0, first);
-            while let Some(option) = options.get(last) {
-                let body = &option[..option.len() - 1];
-                if bodies.last() != Some(&body) {
-                    if tokens > 0 && tokens + body.len() > CHUNK {
-                        break;
-                    }
-                    tokens += body.len();
-                    bodies.push(body);
-                }
-                last += 1;
-            }
-            self.score_chunk(&bodies, &options[first..last], &mut scores[first..last]);
-            first = last;
+        // in this order options that share a beginning are neighbours
+        let mut order: Vec<usize> = (0..options.len()).collect();
+        order.sort_by(|&a, &b| options[a].cmp(&options[b]));
+        let mut rest = &order[..];
+        while !rest.is_empty() {
+            let mut tree = Tree::default();
+            let taken = rest.iter().take_while(|&&number| tree.add(number, &options[number]));
+            let taken = taken.count();
+            rest = &rest[taken..];
+            self.score_tree(tree, &mut scores);
         }
         Ok(scores.into_iter().map(OptionScore::new).collect())
     }
 
-    /// Appends the log-probabilities of all but the first token of `options` to `scores`. `bodies`
-    /// are all but the last token of each option, those of equal neighbours once.
-    fn score_chunk(&mut self, bodies: &[&[u32]], options: &[Vec<u32>], scores: &mut [Vec<f64>]) {
-        let tokens = bodies.concat();
-        if tokens.is_empty() {
+    /// Appends the log-probabilities of all but the first token of the tree's options to `scores`.
+    fn score_tree(&mut self, tree: Tree<'_>, scores: &mut [Vec<f64>]) {
+        if tree.tokens.is_empty() {
             return;
         }
-        let prefix = self.tokens.len();
-        let (mut positions, mut segment) = (Vec::new(), Vec::new());
-        for body in bodies {
-            let start = positions.len();
-            positions.extend((0..body.len()).map(|at| prefix + at));
-            segment.resize(start + body.len(), start);
-        }
-        // (row, option, target) of everything that is predicted, row by row
-        let (mut wanted, mut body, mut start) = (Vec::new(), 0, 0);
-        for (number, option) in options.iter().enumerate() {
-            if bodies[body] != &option[..option.len() - 1] {
-                start += bodies[body].len();
-                body += 1;
-            }
-            let rows = start..start + option.len() - 1;
-            wanted.extend(rows.zip(&option[1..]).map(|(row, &target)| (row, number, target)));
-        }
+        let Tree { tokens, depth, forest, mut wanted, .. } = tree;
+        // an option's rows ascend, so that each option's tokens stay in order
         wanted.sort_by_key(|&(row, ..)| row);
+        let prefix = self.tokens.len();
         self.reserve(prefix + tokens.len());
-        let batch = Batch { tokens: &tokens, positions, segment, prefix };
+        let positions = depth.into_iter().map(|depth| prefix + depth).collect();
+        let batch = Batch { tokens: &tokens, positions, forest: Some(forest), prefix };
         self.model.forward(&batch, Arithmetic::F32, &mut self.cache, &mut self.scratch);
         self.processed += tokens.len();
         for ((_, option, _), log_prob) in wanted.iter().zip(self.target_log_probs(&wanted)) {

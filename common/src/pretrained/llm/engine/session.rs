@@ -182,7 +182,7 @@ impl Session {
         let batch = Batch {
             tokens,
             positions: (prefix..prefix + tokens.len()).collect(),
-            segment: vec![0; tokens.len()],
+            forest: None,
             prefix,
         };
         self.reserve(prefix + tokens.len());

@@ -155,31 +155,36 @@ pub(super) fn run(
         Job::Variant(which) => variants[*which].once,
         _ => false,
     };
-    // the long ones first; the second round reads what the first one trained
-    let first = [Some(Job::Base), extra(Job::Balanced), extra(Job::RqVae)];
-    let rest = [Some(Job::Sasrec), Some(Job::Gru4rec), Some(Job::Counting)];
-    let first = first.into_iter().chain(rest).flatten();
-    let second = [extra(Job::Letter), Some(Job::SplitOnly)].into_iter().flatten();
-    let second = second.chain((0..variants.len()).map(Job::Variant));
+    // the long ones first, and what others read: a job waits for a training that is under way
+    let jobs = [
+        Some(Job::Base),
+        extra(Job::Balanced),
+        Some(Job::Sasrec),
+        extra(Job::RqVae),
+        extra(Job::Letter),
+        Some(Job::Gru4rec),
+        Some(Job::Counting),
+        Some(Job::SplitOnly),
+    ];
+    let jobs = jobs.into_iter().flatten().chain((0..variants.len()).map(Job::Variant));
+    let jobs: Vec<Job> = jobs.collect();
     let mut methods: Vec<Outcome> = Vec::new();
     let (mut frontier, mut curves) = (BTreeMap::new(), Vec::new());
-    for round in [first.collect::<Vec<_>>(), second.collect()] {
-        let found = workers.map(round.len() * starts.len(), |at| {
-            common::run::check_interrupt()?;
-            let (job, seed) = (round[at / starts.len()], at % starts.len());
-            if seed > 0 && once(&job) {
-                return Ok(Vec::new());
+    let found = workers.map(jobs.len() * starts.len(), |at| {
+        common::run::check_interrupt()?;
+        let (job, seed) = (jobs[at / starts.len()], at % starts.len());
+        if seed > 0 && once(&job) {
+            return Ok(Vec::new());
+        }
+        all.work(job, &starts[seed], &variants)
+    })?;
+    for (at, found) in found.into_iter().enumerate() {
+        for found in found {
+            if at % starts.len() == 0 && !found.curve.is_empty() {
+                curves.push((found.name.clone(), found.curve.clone()));
             }
-            all.work(job, &starts[seed], &variants)
-        })?;
-        for (at, found) in found.into_iter().enumerate() {
-            for found in found {
-                if at % starts.len() == 0 && !found.curve.is_empty() {
-                    curves.push((found.name.clone(), found.curve.clone()));
-                }
-                add_points(&mut frontier, &found, starts.len());
-                add(&mut methods, found);
-            }
+            add_points(&mut frontier, &found, starts.len());
+            add(&mut methods, found);
         }
     }
     let order = [Role::Baseline, Role::Control, Role::Ablation, Role::Paper, Role::Ours];

@@ -130,6 +130,37 @@ fn scores_are_recorded_and_replayed() {
 }
 
 #[test]
+fn many_prompts_score_as_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("llama.gguf");
+    std::fs::write(&path, tiny_gguf("llama", 3).layout().bytes).unwrap();
+    let llm = open(&path, &options());
+    let choices: Vec<String> = [" and", " an", "12", " and then"].map(str::to_owned).to_vec();
+    let mut asked: Vec<(Prompt, Vec<String>)> = (0..7)
+        .map(|n| (Prompt::Raw(format!("{} the {n}", "x".repeat(n % 3))), choices.clone()))
+        .collect();
+    asked.insert(2, (Prompt::Raw("x".repeat(500)), choices.clone()));
+    asked.insert(5, (Prompt::Raw("the".into()), Vec::new()));
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let many = pool.install(|| llm.score_many(&asked)).unwrap();
+        assert_eq!(many.len(), asked.len());
+        for ((prompt, choices), scores) in asked.iter().zip(many) {
+            match (llm.score_options(prompt, choices), scores) {
+                (Ok(alone), Ok(scores)) => {
+                    for (a, b) in alone.iter().zip(&scores) {
+                        assert_close(&a.token_log_probs, &b.token_log_probs, 1e-5, 0.0);
+                    }
+                }
+                (Err(alone), Err(error)) => assert_eq!(alone.to_string(), error.to_string()),
+                (alone, scores) => panic!("{alone:?} alone, {scores:?} among many"),
+            }
+        }
+    }
+    assert!(llm.score_many(&[]).unwrap().is_empty());
+}
+
+#[test]
 fn prompts_beyond_the_context_and_bad_schemas_are_errors_of_their_kind() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("llama.gguf");

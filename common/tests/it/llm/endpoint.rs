@@ -310,6 +310,21 @@ fn dialects_are_found_and_kept() {
     llm.generate(&ask("b").schema(schema)).unwrap();
     assert_eq!(server.calls(), 5, "what was learnt is kept");
 
+    // llama-cpp-python: 500 for a format that it does not know, the schema within json_object.
+    let python = MockEndpoint::start(|call| {
+        let format = &call.body["response_format"];
+        if format["type"] != "json_object" {
+            let message = "[{'loc': ('body', 'response_format', 'type'), 'msg': \"Input should be \
+                           'text' or 'json_object'\"}]";
+            return Reply::json(500, &json!({ "error": { "message": message } }));
+        }
+        Reply::chat(&format["schema"].to_string())
+    });
+    let schema = json!({ "type": "object", "properties": { "size": { "type": "string" } } });
+    let answer = open(&python.spec(), &options(None)).generate(&ask("a").schema(schema)).unwrap();
+    assert!(answer.text.contains("size"), "{}", answer.text);
+    assert_eq!(python.calls(), 2);
+
     let reasoner = MockEndpoint::start(|call| match call.body.get("max_completion_tokens") {
         None => Reply::json(
             400,

@@ -223,7 +223,9 @@ impl Endpoint {
                 url += 1;
                 continue;
             }
-            if matches!(reply.status, 400 | 422 | 501)
+            // llama-cpp-python calls a format that it does not know an error of its own
+            let format = reply.status == 500 && reply.text.contains("response_format");
+            if (format || matches!(reply.status, 400 | 422 | 501))
                 && let Some(next) = shape.after_refusal(request, &reply.text)
             {
                 tracing::debug!("the endpoint refused {shape:?}: {}", reply.explain());

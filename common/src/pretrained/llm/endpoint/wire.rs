@@ -41,6 +41,8 @@ enum SchemaForm {
     JsonSchema,
     /// `guided_json`: older vLLM.
     GuidedJson,
+    /// `response_format: json_object` with the schema in it: llama-cpp-python, older llama.cpp.
+    JsonObjectOfSchema,
     /// `response_format: json_object`, the schema in the prompt.
     JsonObject,
     /// In the prompt only.
@@ -79,8 +81,11 @@ impl Shape {
         }
         request.schema.as_ref()?;
         let schema = match self.schema {
+            SchemaForm::JsonSchema if reply.contains("json_object") => {
+                SchemaForm::JsonObjectOfSchema
+            }
             SchemaForm::JsonSchema => SchemaForm::GuidedJson,
-            SchemaForm::GuidedJson => SchemaForm::JsonObject,
+            SchemaForm::GuidedJson | SchemaForm::JsonObjectOfSchema => SchemaForm::JsonObject,
             SchemaForm::JsonObject => SchemaForm::Prompt,
             SchemaForm::Prompt => return None,
         };
@@ -116,14 +121,19 @@ pub(super) fn body(request: &Request, model: &str, shape: Shape) -> Vec<u8> {
             SchemaForm::GuidedJson => {
                 body.insert("guided_json".to_owned(), schema.clone());
             }
-            SchemaForm::JsonObject | SchemaForm::Prompt => {
+            form => {
                 let text = format!(
                     "Answer with JSON only, without a code fence, of this schema: {schema}"
                 );
                 messages.insert(0, json!({ "role": "system", "content": text }));
-                if shape.schema == SchemaForm::JsonObject {
-                    body.insert("response_format".to_owned(), json!({ "type": "json_object" }));
-                }
+                let format = match form {
+                    SchemaForm::JsonObject => Some(json!({ "type": "json_object" })),
+                    SchemaForm::JsonObjectOfSchema => {
+                        Some(json!({ "type": "json_object", "schema": schema }))
+                    }
+                    _ => None,
+                };
+                body.extend(format.map(|format| ("response_format".to_owned(), format)));
             }
         }
     }

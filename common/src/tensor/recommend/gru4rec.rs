@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::training::{self, HeldOut, NextItems, TrainOptions, TrainingHistory};
+use super::training::{self, HeldOut, NextItems, TrainOptions, TrainingHistory, Window};
 use crate::nn::{Builder, Embedding, Init, Linear, Parameters};
 use crate::ops;
 use crate::rng::{Seed, Stream};
@@ -114,12 +114,11 @@ impl Gru4rec {
         Ok(model)
     }
 
-    /// Mean cross-entropy of windows (inputs, targets of the same length); with a stream, dropout
-    /// draws from it.
+    /// Mean cross-entropy of windows; with a stream, dropout draws from it.
     ///
     /// # Errors
-    /// Ids that the model does not know.
-    pub fn loss(&self, batch: &[(&[u32], &[u32])], stream: Option<Stream>) -> Result<Tensor> {
+    /// Ids that the model does not know, more next items than items.
+    pub fn loss(&self, batch: &[Window<'_>], stream: Option<Stream>) -> Result<Tensor> {
         training::loss(self, batch, stream)
     }
 

@@ -25,7 +25,7 @@ pub use bpr::{Bpr, BprOptions};
 pub use counting::{ItemKnn, ItemKnnOptions, Markov, Popularity};
 pub use gru4rec::{Gru4rec, Gru4recOptions};
 pub use sasrec::{Sasrec, SasrecOptions};
-pub use training::{EpochRecord, HeldOut, TrainOptions, TrainingHistory, validation_ndcg};
+pub use training::{EpochRecord, HeldOut, TrainOptions, TrainingHistory, Window, validation_ndcg};
 
 use crate::{Error, Result};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::training::{self, HeldOut, NextItems, TrainOptions, TrainingHistory};
+use super::training::{self, HeldOut, NextItems, TrainOptions, TrainingHistory, Window};
 use crate::nn::{
     Attention, AttentionInputs, Builder, Embedding, Heads, Init, LayerNorm, Linear, Mlp, Parameters,
 };
@@ -158,12 +158,12 @@ impl Sasrec {
         Ok(model)
     }
 
-    /// Mean cross-entropy of windows (inputs, targets of the same length, at most `max_length`);
-    /// with a stream, dropout draws from it.
+    /// Mean cross-entropy of windows of at most `max_length` items; with a stream, dropout draws
+    /// from it.
     ///
     /// # Errors
-    /// Windows that are too long.
-    pub fn loss(&self, batch: &[(&[u32], &[u32])], stream: Option<Stream>) -> Result<Tensor> {
+    /// Windows that are too long, or with more next items than items.
+    pub fn loss(&self, batch: &[Window<'_>], stream: Option<Stream>) -> Result<Tensor> {
         training::loss(self, batch, stream)
     }
 

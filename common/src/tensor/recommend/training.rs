@@ -1,10 +1,12 @@
 //! What the two neural sequence models share: windows of sequences, batches, early stopping.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::nn::Parameters;
-use crate::optim::{AdamW, AdamWOptions, Workers};
+use crate::optim::{AdamW, AdamWOptions, Ema, Workers};
 use crate::rng::{Seed, Stream};
 use crate::run::check_interrupt;
 use crate::{Error, Result, ops};
@@ -30,8 +32,10 @@ pub struct HeldOut {
 /// | `epochs` | 100 | most passes over all sequences | ≥ 1 |
 /// | `batch` | 64 | windows of a step | ≥ 1 |
 /// | `max_length` | 50 | latest items that are looked at | ≥ 1 |
+/// | `context` | 0 | items before a window's targets that are only looked at: costs time, and fewer targets have short histories | < `max_length` |
 /// | `learning_rate` | 1e-3 | AdamW's | > 0 |
 /// | `weight_decay` | 0 | AdamW's | ≥ 0 |
+/// | `average` | 0 | decay per step of a running mean of the parameters, which is what is validated and kept; 0 = the parameters themselves | [0, 1) |
 /// | `evaluate_every` | 2 | epochs between validations | ≥ 1 |
 /// | `patience` | 5 | validations without a better NDCG@10 before it stops; 0 = never | |
 /// | `mask_history` | true | whether seen items are left out of the validation ranking | |
@@ -46,9 +50,13 @@ pub struct TrainOptions {
     /// See the table.
     pub max_length: usize,
     /// See the table.
+    pub context: usize,
+    /// See the table.
     pub learning_rate: f64,
     /// See the table.
     pub weight_decay: f64,
+    /// See the table.
+    pub average: f64,
     /// See the table.
     pub evaluate_every: usize,
     /// See the table.
@@ -65,8 +73,10 @@ impl Default for TrainOptions {
             epochs: 100,
             batch: 64,
             max_length: 50,
+            context: 0,
             learning_rate: 1e-3,
             weight_decay: 0.0,
+            average: 0.0,
             evaluate_every: 2,
             patience: 5,
             mask_history: true,
@@ -185,29 +195,32 @@ pub fn validation_ndcg(
     Ok(sum / valid.len() as f64)
 }
 
-/// Sequences side by side, filled up at the end with item 0, which nothing looks at.
-struct Padded {
-    /// `[rows, longest]`
-    ids: Tensor,
-    /// Row-major positions of the real items in `ids`, `[items]`.
-    real: Tensor,
-}
+/// A part of a sequence to learn from: items that are looked at, and the next items after the last
+/// of them.
+pub type Window<'a> = (&'a [u32], &'a [u32]);
 
-/// `sequences` must hold an item.
-fn pad(sequences: &[&[u32]]) -> Result<Padded> {
+/// Sequences side by side, filled up at the end with item 0, which nothing looks at:
+/// `[rows, longest]`. They must hold an item.
+fn pad(sequences: &[&[u32]]) -> Result<Tensor> {
     let longest = sequences.iter().map(|sequence| sequence.len()).max().unwrap_or(0);
     let mut ids = vec![0u32; sequences.len() * longest];
-    let mut real = Vec::new();
     for (row, sequence) in sequences.iter().enumerate() {
-        let first = row * longest;
-        ids[first..first + sequence.len()].copy_from_slice(sequence);
-        real.extend((first..first + sequence.len()).map(|at| at as u32));
+        ids[row * longest..][..sequence.len()].copy_from_slice(sequence);
     }
-    let count = real.len();
-    Ok(Padded {
-        ids: Tensor::from_vec(ids, (sequences.len(), longest), &Device::Cpu)?,
-        real: Tensor::from_vec(real, count, &Device::Cpu)?,
-    })
+    Ok(Tensor::from_vec(ids, (sequences.len(), longest), &Device::Cpu)?)
+}
+
+/// Row-major positions in the padded `sequences` of each one's last `counts` items.
+fn last_positions(
+    sequences: &[&[u32]],
+    longest: usize,
+    counts: impl Iterator<Item = usize>,
+) -> Result<Tensor> {
+    let ends = sequences.iter().enumerate().map(|(row, items)| row * longest + items.len());
+    let last: Vec<u32> =
+        ends.zip(counts).flat_map(|(end, count)| (end - count) as u32..end as u32).collect();
+    let count = last.len();
+    Ok(Tensor::from_vec(last, count, &Device::Cpu)?)
 }
 
 /// A neural model of the next item: hidden states of a sequence against item vectors.
@@ -221,16 +234,24 @@ pub(super) trait NextItems: Sync {
     fn parameters(&self) -> &Parameters;
 }
 
-/// Mean cross-entropy of the next items of windows (inputs, targets) under `hidden · itemsᵀ`.
+/// Mean cross-entropy of the windows' next items under `hidden · itemsᵀ`.
 pub(super) fn loss(
     model: &impl NextItems,
-    batch: &[(&[u32], &[u32])],
+    batch: &[Window<'_>],
     stream: Option<Stream>,
 ) -> Result<Tensor> {
     let (inputs, targets): (Vec<&[u32]>, Vec<&[u32]>) = batch.iter().copied().unzip();
-    let padded = pad(&inputs)?;
-    let hidden = model.hidden(&padded.ids, stream)?.flatten_to(1)?;
-    let rows = ops::embedding(&hidden, &padded.real)?;
+    if let Some((inputs, targets)) = batch.iter().find(|(i, t)| i.len() < t.len()) {
+        return Err(Error::usage(format!(
+            "a window of {} items and {} next items; each next item follows an item",
+            inputs.len(),
+            targets.len()
+        )));
+    }
+    let ids = pad(&inputs)?;
+    let predicting = last_positions(&inputs, ids.dim(1)?, targets.iter().map(|t| t.len()))?;
+    let hidden = model.hidden(&ids, stream)?.flatten_to(1)?;
+    let rows = ops::embedding(&hidden, &predicting)?;
     let targets = targets.concat();
     let count = targets.len();
     let targets = Tensor::from_vec(targets, count, &Device::Cpu)?;
@@ -254,9 +275,10 @@ pub(super) fn scores(model: &impl NextItems, histories: &[&[u32]]) -> Result<Vec
         let scores = if known.is_empty() {
             Vec::new()
         } else {
-            let padded = pad(&known)?;
-            let hidden = model.hidden(&padded.ids, None)?.detach().flatten_to(1)?;
-            let last = hidden.index_select(&last_positions(&known, padded.ids.dim(1)?)?, 0)?;
+            let ids = pad(&known)?;
+            let last = last_positions(&known, ids.dim(1)?, known.iter().map(|_| 1))?;
+            let hidden = model.hidden(&ids, None)?.detach().flatten_to(1)?;
+            let last = hidden.index_select(&last, 0)?;
             ops::linear(&last, &item_vectors, None)?.to_vec2()?
         };
         let mut scores = scores.into_iter();
@@ -268,36 +290,33 @@ pub(super) fn scores(model: &impl NextItems, histories: &[&[u32]]) -> Result<Vec
     Ok(all)
 }
 
-/// Flat positions of the last item of each padded sequence.
-fn last_positions(sequences: &[&[u32]], longest: usize) -> Result<Tensor> {
-    let last: Vec<u32> = sequences
-        .iter()
-        .enumerate()
-        .map(|(row, sequence)| (row * longest + sequence.len() - 1) as u32)
-        .collect();
-    Ok(Tensor::from_vec(last, sequences.len(), &Device::Cpu)?)
-}
-
-/// Inputs and targets of one epoch: each sequence is cut into windows of at most `max_length`
-/// inputs, the first cut at a random place, so that every item is predicted once an epoch and with
-/// contexts of all lengths.
+/// Windows of one epoch: each sequence is cut into parts, the first cut at a random place, so that
+/// every item is predicted once an epoch and with contexts of all lengths from `context` to
+/// `max_length` (at the beginning of a sequence, from one).
 fn windows<'a>(
     sequences: &'a [Vec<u32>],
     max_length: usize,
+    context: usize,
     stream: &mut Stream,
-) -> Vec<(&'a [u32], &'a [u32])> {
+) -> Vec<Window<'a>> {
+    let step = max_length - context;
     let mut all = Vec::new();
     for sequence in sequences.iter().filter(|sequence| sequence.len() > 1) {
         let last = sequence.len() - 1;
         let mut first = 0;
-        let mut end = if last <= max_length { last } else { 1 + stream.below(max_length) };
+        let mut end = if last <= max_length { last } else { context + 1 + stream.below(step) };
         while first < last {
-            all.push((&sequence[first..end], &sequence[first + 1..end + 1]));
+            let seen = first.saturating_sub(context);
+            all.push((&sequence[seen..end], &sequence[first + 1..end + 1]));
             first = end;
-            end = (end + max_length).min(last);
+            end = (end + step).min(last);
         }
     }
     all
+}
+
+fn copy(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    tensors.iter().map(|(name, tensor)| Ok((name.clone(), tensor.copy()?))).collect()
 }
 
 /// Trains `model` on the next items of `sequences`; leaves the best epoch's parameters. A signal ends
@@ -316,15 +335,25 @@ pub(super) fn train(
             "at least one transition to learn from",
         ));
     }
+    if options.context >= options.max_length {
+        return Err(Error::usage(format!(
+            "a context of {} items in windows of at most {}; the context must be shorter",
+            options.context, options.max_length
+        )));
+    }
     let workers = Workers::new(options.threads)?;
     let adamw = AdamWOptions { weight_decay: options.weight_decay, ..AdamWOptions::default() };
     let mut optimiser = AdamW::new(parameters, adamw);
     let mut history = TrainingHistory::default();
     let mut best = EarlyStop::new(options.patience);
+    let mut average = match options.average {
+        decay if decay > 0.0 => Some(Ema::new(parameters, decay)?),
+        _ => None,
+    };
     let mut kept = None;
     for epoch in 0..options.epochs {
         let mut stream = seed.stream(&format!("shuffle/epoch-{epoch}"));
-        let mut windows = windows(sequences, options.max_length, &mut stream);
+        let mut windows = windows(sequences, options.max_length, options.context, &mut stream);
         stream.shuffle(&mut windows);
         // windows of like length share a batch, which saves padding
         let batch = options.batch.max(1);
@@ -335,7 +364,7 @@ pub(super) fn train(
         for (step, batch) in batches.into_iter().enumerate() {
             check_interrupt()?;
             let parts: Vec<_> = batch.chunks(batch.len().div_ceil(SLICES)).collect();
-            let targets = |part: &[(&[u32], &[u32])]| -> usize {
+            let targets = |part: &[Window<'_>]| -> usize {
                 part.iter().map(|(_, targets)| targets.len()).sum()
             };
             let all = targets(batch);
@@ -352,11 +381,22 @@ pub(super) fn train(
                 ));
             }
             optimiser.step(&gradients, options.learning_rate)?;
+            if let Some(average) = &mut average {
+                average.update(parameters)?;
+            }
             sum += loss * all as f64;
             count += all;
         }
         let measure = !valid.is_empty()
             && ((epoch + 1) % options.evaluate_every.max(1) == 0 || epoch + 1 == options.epochs);
+        let trained = match &average {
+            Some(average) => {
+                let trained = copy(&parameters.tensors())?;
+                parameters.load(average.tensors())?;
+                Some(trained)
+            }
+            None => None,
+        };
         let validation = if measure {
             let halves: Vec<&[HeldOut]> = valid.chunks(valid.len().div_ceil(SLICES)).collect();
             let parts = workers.map(halves.len(), |half| {
@@ -373,13 +413,13 @@ pub(super) fn train(
         tracing::debug!(epoch, loss = record.loss, validation, "trained");
         history.epochs.push(record);
         if best.improved(epoch, validation) {
-            let copies = parameters.tensors().into_iter();
-            kept = Some(
-                copies.map(|(name, tensor)| Ok((name, tensor.copy()?))).collect::<Result<_>>()?,
-            );
+            kept = Some(copy(&parameters.tensors())?);
         }
-        if best.stop() {
+        if best.stop() || epoch + 1 == options.epochs {
             break;
+        }
+        if let Some(trained) = trained {
+            parameters.load(&trained)?;
         }
     }
     if let Some(kept) = kept {
@@ -398,12 +438,18 @@ mod tests {
     fn windows_predict_every_item_once() {
         let sequences: Vec<Vec<u32>> = vec![(0..23).collect(), vec![5], vec![7, 8]];
         let mut stream = Seed::new(1).stream("w");
-        for _ in 0..20 {
-            let windows = windows(&sequences, 5, &mut stream);
+        for context in [0, 0, 0, 0, 1, 2, 3, 4] {
+            let windows = windows(&sequences, 5, context, &mut stream);
             let targets: Vec<u32> = windows.iter().flat_map(|(_, t)| t.to_vec()).collect();
             assert_eq!(targets, (1..23).chain([8]).collect::<Vec<_>>());
-            assert!(windows.iter().all(|(i, t)| i.len() == t.len() && i.len() <= 5));
-            assert!(windows.iter().all(|(i, t)| i[1..] == t[..t.len() - 1]));
+            for (inputs, targets) in windows {
+                let before = inputs.len() - targets.len();
+                assert!(
+                    inputs.len() <= 5 && before == context.min(targets[0] as usize - 1)
+                        || targets == [8]
+                );
+                assert_eq!(inputs[before + 1..], targets[..targets.len() - 1]);
+            }
         }
     }
 

@@ -283,8 +283,8 @@ impl Source<'_> {
                 for row in 0..rows {
                     let from = paired.map_or(row, |head_dim| paired_row(row, head_dim));
                     for block in 0..cols / BLOCK {
-                        let (scale, min, quants) = blocks.get(from * (cols / BLOCK) + block);
-                        out.set_block(first + row, block, scale, min, &quants);
+                        let values = blocks.get(from * (cols / BLOCK) + block);
+                        out.set_block(first + row, block, &values);
                     }
                 }
                 return Ok(());

@@ -129,7 +129,7 @@ impl Matrix {
         kernels::matmul_panels(shape, x, stride, out, self.rows, PANEL, weights, machine.threads);
     }
 
-    /// [`Matrix::product`] with activations rounded to int8 by blocks of 32, for packed weights;
+    /// [`Matrix::product`] with activations rounded to int8 by blocks, for packed weights;
     /// others compute in f32.
     pub(super) fn product_int8(
         &self,
@@ -142,7 +142,8 @@ impl Matrix {
     ) {
         match &self.storage {
             Storage::Packed(packed) => {
-                rounded.set(machine.isa, x, self.cols, stride, count);
+                let super_blocks = packed.kind().super_blocks();
+                rounded.set(machine.isa, x, self.cols, stride, count, super_blocks);
                 packed.product(machine.isa, rounded, out, self.rows, machine.threads);
             }
             _ => self.product(machine, x, stride, count, out),
@@ -157,11 +158,10 @@ pub(super) fn pack_rows(values: &[f32], cols: usize, out: &mut Packed, first: us
     }
 }
 
-/// The packed kind that holds all of `kinds` with the least memory.
+/// The packed kind that holds all of `kinds`: their own where they agree.
 pub(super) fn common_kind(kinds: impl IntoIterator<Item = PackedKind>) -> PackedKind {
-    if kinds.into_iter().all(|kind| kind == PackedKind::Q4) {
-        PackedKind::Q4
-    } else {
-        PackedKind::Q8
-    }
+    kinds
+        .into_iter()
+        .reduce(|a, b| if a == b { a } else { PackedKind::Q8 })
+        .unwrap_or(PackedKind::Q8)
 }

@@ -23,9 +23,9 @@ pub enum Precision {
     F32,
     /// f16: 2 bytes a weight; exact for f16 files.
     F16,
-    /// The blocks of the file (Q4_0, Q4_1, Q4_K at 5 bits; Q5_0, Q8_0 at 8.5 bits, all but Q4_K
-    /// without loss); other formats are requantised to Q8_0. Prompts unpack blocks to f32, steps
-    /// multiply int8.
+    /// The blocks of the file, without loss (Q4_0 and Q4_1 at 5 bits, Q4_K at 6, Q5_0 and Q8_0 at
+    /// 8.5, Q6_K at 10); other formats, and matrices of one layer that are computed together and
+    /// differ in format, are requantised to Q8_0. Prompts unpack blocks to f32, steps multiply int8.
     Quantised,
 }
 
@@ -166,10 +166,12 @@ fn available_memory() -> u64 {
         .map_or(8 << 30, |kib: u64| kib * 1024)
 }
 
-/// Whether activations are rounded to int8 before they meet quantised weights.
+/// How activations are computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Arithmetic {
     F32,
+    /// As llama.cpp does by default: rounded to int8 before they meet quantised weights, and to f16
+    /// in attention (queries, keys, values, attention weights) and in GELU.
     Int8,
 }
 
@@ -320,10 +322,18 @@ impl Run<'_> {
         let gate_up = &mut scratch.gate_up[..count * 2 * width];
         self.product(&layer.gate_up, &scratch.normed, hidden_size, rounded, gate_up);
         let gelu = self.config.architecture == Architecture::Gemma3;
+        let halves = self.arithmetic == Arithmetic::Int8;
         self.rows(gate_up, 2 * width, |_, row| {
             let (gate, up) = row.split_at_mut(width);
             if gelu {
-                kernels::gelu_gate(isa, gate, up);
+                if halves {
+                    kernels::round_to_half(gate);
+                }
+                kernels::gelu(isa, gate);
+                if halves {
+                    kernels::round_to_half(gate);
+                }
+                gate.iter_mut().zip(up).for_each(|(gate, up)| *gate *= *up);
             } else {
                 kernels::silu_gate(isa, gate, up);
             }
@@ -369,6 +379,9 @@ impl Run<'_> {
                     &rotation.sin[half.clone()],
                 );
             }
+            if self.arithmetic == Arithmetic::Int8 {
+                kernels::round_to_half(row);
+            }
         });
         for (t, row) in scratch.qkv.chunks_exact(width).enumerate() {
             let (keys, values) = row[query_size..].split_at(key_value_size);
@@ -382,6 +395,7 @@ impl Run<'_> {
         let attention = super::attention::Attention {
             config,
             machine: self.machine,
+            arithmetic: self.arithmetic,
             batch,
             window,
             cache,

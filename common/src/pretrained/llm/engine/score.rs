@@ -36,24 +36,25 @@ impl OptionScore {
 
 /// Options as a forest of their tokens; of each option all tokens but the last are in it.
 #[derive(Default)]
-struct Tree<'a> {
+struct Tree {
     tokens: Vec<u32>,
     /// Tokens of the option before each token.
     depth: Vec<usize>,
     forest: Forest,
     /// (row, option, target) of everything that is predicted.
     wanted: Vec<(usize, usize, u32)>,
-    /// All but the last token of the last option, and their rows.
-    last: (&'a [u32], Vec<usize>),
+    /// Rows of all but the last token of the last option.
+    last: Vec<usize>,
 }
 
-impl<'a> Tree<'a> {
+impl Tree {
     /// Adds an option that is not before the last one in the order of tokens; `false` when there is
     /// no room for it. The first option always fits.
-    fn add(&mut self, number: usize, option: &'a [u32]) -> bool {
+    fn add(&mut self, number: usize, option: &[u32]) -> bool {
         let body = &option[..option.len() - 1];
-        let (before, rows) = &mut self.last;
-        let shared = before.iter().zip(body).take_while(|(a, b)| a == b).count();
+        let rows = &mut self.last;
+        let shared = rows.iter().zip(body).take_while(|(row, token)| self.tokens[**row] == **token);
+        let shared = shared.count();
         if !self.tokens.is_empty() && self.tokens.len() + body.len() - shared > CHUNK {
             return false;
         }
@@ -66,7 +67,6 @@ impl<'a> Tree<'a> {
             self.forest.root.push(rows.first().copied().unwrap_or(row));
             rows.push(row);
         }
-        *before = body;
         let wanted = rows.iter().zip(&option[1..]).map(|(&row, &target)| (row, number, target));
         self.wanted.extend(wanted);
         true
@@ -113,7 +113,7 @@ impl Session {
     }
 
     /// Appends the log-probabilities of all but the first token of the tree's options to `scores`.
-    fn score_tree(&mut self, tree: Tree<'_>, scores: &mut [Vec<f64>]) {
+    fn score_tree(&mut self, tree: Tree, scores: &mut [Vec<f64>]) {
         if tree.tokens.is_empty() {
             return;
         }

@@ -5,19 +5,26 @@
 //! |---|---|
 //! | `gemm.rs` | f32 matrix products over the `gemm` crate, with checked extents |
 //! | `rows.rs` | RMSNorm, softmax, SiLU, GELU, rotary embedding, dot products: plain loops |
-//! | `blocks.rs` | block-quantised weights, int8 activations and their products |
+//! | `blocks.rs` | block-quantised weights |
+//! | `activations.rs` | activations rounded to int8 |
+//! | `tiles.rs` | products of the two |
 //!
 //! This folder is the engine's only unsafe code. The unsafe parts are calls of functions compiled
 //! with `#[target_feature]`, guarded by [`Isa::detect`]; vector loads and stores whose bounds are
 //! asserted first; and the call into `gemm`, whose extents are asserted first.
 
+mod activations;
 mod blocks;
 mod gemm;
 mod rows;
+mod tiles;
 
-pub(super) use blocks::{Activations, BLOCK, Packed, PackedKind};
+pub(super) use activations::Activations;
+pub(super) use blocks::{BLOCK, Block, Packed, PackedKind};
 pub(super) use gemm::{Panels, Strided, matmul, matmul_panels};
-pub(super) use rows::{dot, exp_sum, gelu_gate, rms_norm, rotate_half, silu_gate, softmax};
+pub(super) use rows::{
+    dot, exp_sum, gelu, rms_norm, rotate_half, round_to_half, silu_gate, softmax,
+};
 
 /// Instruction set of a kernel call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

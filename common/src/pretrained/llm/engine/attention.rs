@@ -4,7 +4,7 @@
 use super::config::ModelConfig;
 use super::kernels::{self, Strided};
 use super::matrix::Machine;
-use super::model::{Arithmetic, Batch, LayerCache};
+use super::model::{Batch, LayerCache};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,7 +16,6 @@ const TILE: usize = 64;
 pub(super) struct Attention<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) machine: Machine,
-    pub(super) arithmetic: Arithmetic,
     pub(super) batch: &'a Batch<'a>,
     /// Keys that a query sees, itself included; `None` = all.
     pub(super) window: Option<usize>,
@@ -63,13 +62,6 @@ impl Attention<'_> {
         1.0 / (self.config.head_dim as f32).sqrt()
     }
 
-    fn softmax(&self, row: &mut [f32]) {
-        kernels::softmax(self.machine.isa, row);
-        if self.arithmetic == Arithmetic::Int8 {
-            kernels::round_to_half(row);
-        }
-    }
-
     /// The first position that a query at `position` sees.
     fn start(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
@@ -105,7 +97,7 @@ impl Attention<'_> {
                 false,
             );
             for row in scores.chunks_exact_mut(count) {
-                self.softmax(row);
+                kernels::softmax(self.machine.isa, row);
             }
             kernels::matmul(
                 (group, count, width),
@@ -151,7 +143,7 @@ impl Attention<'_> {
                 }
                 for (row, query) in scores.chunks_exact_mut(count).zip(tile.clone()) {
                     self.mask(row, query, &prefix, first_own);
-                    self.softmax(row);
+                    kernels::softmax(self.machine.isa, row);
                 }
                 let out_width = self.config.query_size();
                 let out = &mut out[head * width..];

@@ -142,8 +142,7 @@ impl Matrix {
     ) {
         match &self.storage {
             Storage::Packed(packed) => {
-                let super_blocks = packed.kind().super_blocks();
-                rounded.set(machine.isa, x, self.cols, stride, count, super_blocks);
+                rounded.set(machine.isa, x, self.cols, stride, count);
                 packed.product(machine.isa, rounded, out, self.rows, machine.threads);
             }
             _ => self.product(machine, x, stride, count, out),

@@ -166,12 +166,10 @@ fn available_memory() -> u64 {
         .map_or(8 << 30, |kib: u64| kib * 1024)
 }
 
-/// How activations are computed with.
+/// Whether activations are rounded to int8 before they meet quantised weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Arithmetic {
     F32,
-    /// As llama.cpp does by default: rounded to int8 before they meet quantised weights, and to f16
-    /// in attention (queries, keys, values, attention weights) and in GELU.
     Int8,
 }
 
@@ -322,18 +320,10 @@ impl Run<'_> {
         let gate_up = &mut scratch.gate_up[..count * 2 * width];
         self.product(&layer.gate_up, &scratch.normed, hidden_size, rounded, gate_up);
         let gelu = self.config.architecture == Architecture::Gemma3;
-        let halves = self.arithmetic == Arithmetic::Int8;
         self.rows(gate_up, 2 * width, |_, row| {
             let (gate, up) = row.split_at_mut(width);
             if gelu {
-                if halves {
-                    kernels::round_to_half(gate);
-                }
-                kernels::gelu(isa, gate);
-                if halves {
-                    kernels::round_to_half(gate);
-                }
-                gate.iter_mut().zip(up).for_each(|(gate, up)| *gate *= *up);
+                kernels::gelu_gate(isa, gate, up);
             } else {
                 kernels::silu_gate(isa, gate, up);
             }
@@ -379,9 +369,6 @@ impl Run<'_> {
                     &rotation.sin[half.clone()],
                 );
             }
-            if self.arithmetic == Arithmetic::Int8 {
-                kernels::round_to_half(row);
-            }
         });
         for (t, row) in scratch.qkv.chunks_exact(width).enumerate() {
             let (keys, values) = row[query_size..].split_at(key_value_size);
@@ -395,7 +382,6 @@ impl Run<'_> {
         let attention = super::attention::Attention {
             config,
             machine: self.machine,
-            arithmetic: self.arithmetic,
             batch,
             window,
             cache,

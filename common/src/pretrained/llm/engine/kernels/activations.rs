@@ -1,15 +1,7 @@
-//! Rows of activations, rounded to int8 by blocks.
-//!
-//! The rounding is llama.cpp's, so that greedy texts agree with its texts: Q8_0 and Q8_1 (blocks of
-//! 32, scale and weighted sum as f16) before weights in blocks of 32, Q8_K (blocks of 256, scale as
-//! f32) before Q4_K and Q6_K.
+//! Rows of activations, rounded to int8 by blocks: `scale · q`, q in −127..=127.
 
 use super::Isa;
 use super::blocks::BLOCK;
-use half::f16;
-
-/// Activations that share a scale before the weights of Q4_K and Q6_K.
-const SUPER_BLOCK: usize = 8 * BLOCK;
 
 /// Rows of activations, quantised to int8 by blocks.
 #[derive(Debug, Clone, Default)]
@@ -37,8 +29,7 @@ pub(super) struct Row<'a> {
 }
 
 impl Activations {
-    /// Quantises `count` rows of `cols` values, `stride` apart in `x`, by blocks of 32 or of 256;
-    /// reuses the buffers.
+    /// Quantises `count` rows of `cols` values, `stride` apart in `x`; reuses the buffers.
     pub(in super::super) fn set(
         &mut self,
         isa: Isa,
@@ -46,7 +37,6 @@ impl Activations {
         cols: usize,
         stride: usize,
         count: usize,
-        super_blocks: bool,
     ) {
         let blocks = cols.div_ceil(BLOCK);
         (self.count, self.blocks) = (count, blocks);
@@ -59,7 +49,6 @@ impl Activations {
             quantise(
                 isa,
                 &x[t * stride..t * stride + cols],
-                super_blocks,
                 &mut self.words[at.start * BLOCK / 4..at.end * BLOCK / 4],
                 &mut self.scales[at.clone()],
                 &mut self.sums[at.clone()],
@@ -79,64 +68,42 @@ impl Activations {
     }
 }
 
-/// The nearest f16; a value beyond f16 stays.
-fn half(value: f32) -> f32 {
-    let rounded = f16::from_f32(value).to_f32();
-    if rounded.is_finite() { rounded } else { value }
-}
-
 super::rows::dispatched!(
     quantise, quantise_body,
-    (
-        x: &[f32], super_blocks: bool, words: &mut [u32], scales: &mut [f32], sums: &mut [i32],
-        totals: &mut [f32]
-    )
+    (x: &[f32], words: &mut [u32], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32])
 );
 
 #[inline(always)]
 fn quantise_body<const FMA: bool>(
     x: &[f32],
-    super_blocks: bool,
     words: &mut [u32],
     scales: &mut [f32],
     sums: &mut [i32],
     totals: &mut [f32],
 ) {
     let _ = FMA;
-    let size = if super_blocks { SUPER_BLOCK } else { BLOCK };
-    for (step, shared) in x.chunks(size).enumerate() {
+    for (block, x) in x.chunks(BLOCK).enumerate() {
+        let mut values = [0f32; BLOCK];
+        values[..x.len()].copy_from_slice(x);
         let mut largest = 0f32;
-        for &v in shared {
+        for v in values {
             largest = if v.abs() > largest { v.abs() } else { largest };
         }
-        let (mut scale, mut inverse) = (0.0, 0.0);
-        if largest > 0.0 && super_blocks {
-            // Q8_K makes the first of the largest −127
-            let negative = shared.iter().find(|v| v.abs() == largest).is_some_and(|&v| v < 0.0);
-            inverse = if negative { 127.0 / largest } else { -127.0 / largest };
-            scale = 1.0 / inverse;
-        } else if largest > 0.0 {
-            (scale, inverse) = (largest / 127.0, 127.0 / largest);
+        let scale = largest / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let mut sum = 0;
+        for (word, values) in
+            words[block * 8..block * 8 + 8].iter_mut().zip(values.as_chunks::<4>().0)
+        {
+            let q = values.map(|v| {
+                // Adding 1.5 · 2^23 rounds to an integer in the low bits, ties to even.
+                (v * inverse + 12_582_912.0).to_bits() as i8
+            });
+            sum += q.iter().map(|&q| i32::from(q)).sum::<i32>();
+            *word = u32::from_le_bytes(q.map(|q| q as u8));
         }
-        for (block, x) in (step * size / BLOCK..).zip(shared.chunks(BLOCK)) {
-            let mut values = [0f32; BLOCK];
-            values[..x.len()].copy_from_slice(x);
-            let mut sum = 0;
-            for (word, values) in
-                words[block * 8..block * 8 + 8].iter_mut().zip(values.as_chunks::<4>().0)
-            {
-                let q = values.map(|v| {
-                    // Adding 1.5 · 2^23 rounds to an integer in the low bits, ties to even.
-                    (v * inverse + 12_582_912.0).to_bits() as i8
-                });
-                sum += q.iter().map(|&q| i32::from(q)).sum::<i32>();
-                *word = u32::from_le_bytes(q.map(|q| q as u8));
-            }
-            sums[block] = sum;
-            let total = scale * sum as f32;
-            // Q8_1 sums with the scale before its rounding.
-            totals[block] = if super_blocks { total } else { half(total) };
-            scales[block] = if super_blocks { scale } else { half(scale) };
-        }
+        scales[block] = scale;
+        sums[block] = sum;
+        totals[block] = scale * sum as f32;
     }
 }

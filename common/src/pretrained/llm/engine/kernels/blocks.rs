@@ -42,8 +42,8 @@ impl PackedKind {
         matches!(self, Self::Q4 | Self::Q4K)
     }
 
-    /// Whether parameters are f32, and activations rounded by blocks of 256.
-    pub(in super::super) fn super_blocks(self) -> bool {
+    /// Whether parameters are f32.
+    fn full(self) -> bool {
         matches!(self, Self::Q4K | Self::Q6K)
     }
 
@@ -95,7 +95,7 @@ impl Packed {
         let blocks = cols.div_ceil(BLOCK);
         let count = rows.div_ceil(GROUP) * blocks;
         let params = count * kind.params();
-        let (halves, floats) = if kind.super_blocks() { (0, params) } else { (params, 0) };
+        let (halves, floats) = if kind.full() { (0, params) } else { (params, 0) };
         Self {
             kind,
             rows,
@@ -119,7 +119,7 @@ impl Packed {
     fn weights(&self, from: usize, to: usize) -> Weights<'_> {
         let (lines, params) = (self.kind.lines(), self.kind.params());
         let at = from * params..to * params;
-        let params = if self.kind.super_blocks() {
+        let params = if self.kind.full() {
             Params::Full(&self.floats[at])
         } else {
             Params::Half(&self.halves[at])
@@ -133,7 +133,7 @@ impl Packed {
         let (lane, at) = (row % GROUP, row / GROUP * self.blocks + block);
         let params = self.kind.params();
         for (i, &param) in values.params[..params].iter().enumerate() {
-            if self.kind.super_blocks() {
+            if self.kind.full() {
                 self.floats[at * params + i][lane] = param;
             } else {
                 self.halves[at * params + i][lane] = f16::from_f32(param);
@@ -368,7 +368,7 @@ mod tests {
             let mut reference: Option<Vec<f32>> = None;
             for isa in Isa::available() {
                 let mut rounded = Activations::default();
-                rounded.set(isa, &x, cols, cols, count, kind.super_blocks());
+                rounded.set(isa, &x, cols, cols, count);
                 let mut out = vec![f32::NAN; count * rows];
                 weights.product(isa, &rounded, &mut out, rows, 1);
                 let mut threaded = vec![f32::NAN; count * rows];

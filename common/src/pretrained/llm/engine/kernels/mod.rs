@@ -22,9 +22,7 @@ mod tiles;
 pub(super) use activations::Activations;
 pub(super) use blocks::{BLOCK, Block, Packed, PackedKind};
 pub(super) use gemm::{Panels, Strided, matmul, matmul_panels};
-pub(super) use rows::{
-    dot, exp_sum, gelu, rms_norm, rotate_half, round_to_half, silu_gate, softmax,
-};
+pub(super) use rows::{dot, exp_sum, gelu_gate, rms_norm, rotate_half, silu_gate, softmax};
 
 /// Instruction set of a kernel call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,8 +4,6 @@
 //! instruction set. `FMA` says whether a fused multiply-add is one instruction there.
 
 use super::Isa;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 /// Compiles `$body` for every instruction set under the name `$name` and dispatches on an
 /// [`Isa`].
@@ -61,8 +59,8 @@ dispatched!(
     pub(in super::super) silu_gate, silu_gate_body, (gate: &mut [f32], up: &[f32])
 );
 dispatched!(
-    /// GELU in place, with its tanh approximation.
-    pub(in super::super) gelu, gelu_body, (row: &mut [f32])
+    /// `gate = gelu(gate) · up` with the tanh approximation of GELU (GeGLU).
+    pub(in super::super) gelu_gate, gelu_gate_body, (gate: &mut [f32], up: &[f32])
 );
 dispatched!(
     /// Rotary embedding of one head, pairing element i with i + d/2.
@@ -205,22 +203,14 @@ fn silu_gate_body<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
 }
 
 #[inline(always)]
-fn gelu_body<const FMA: bool>(row: &mut [f32]) {
+fn gelu_gate_body<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
     // 0.5 x (1 + tanh(z)) = x / (1 + exp(−2z)), z = sqrt(2/π) (x + 0.044715 x³).
     const DOUBLE_ROOT: f32 = 1.595_769; // 2 sqrt(2/π)
-    for x in row {
-        let double_z = DOUBLE_ROOT * fused::<FMA>(0.044_715 * *x * *x, *x, *x);
-        *x /= 1.0 + exp::<FMA>(-double_z);
-    }
-}
-
-/// Rounds to f16 and back.
-pub(in super::super) fn round_to_half(row: &mut [f32]) {
-    let mut halves = [f16::ZERO; 64];
-    for part in row.chunks_mut(64) {
-        let halves = &mut halves[..part.len()];
-        halves.convert_from_f32_slice(part);
-        halves.convert_to_f32_slice(part);
+    assert_eq!(gate.len(), up.len());
+    for (gate, up) in gate.iter_mut().zip(up) {
+        let x = *gate;
+        let double_z = DOUBLE_ROOT * fused::<FMA>(0.044_715 * x * x, x, x);
+        *gate = x / (1.0 + exp::<FMA>(-double_z)) * up;
     }
 }
 
@@ -270,12 +260,12 @@ mod tests {
 
                 let (mut silu, mut gelu) = (x.clone(), x.clone());
                 silu_gate(isa, &mut silu, &y);
-                super::gelu(isa, &mut gelu);
+                gelu_gate(isa, &mut gelu, &y);
                 for i in 0..x.len() {
                     let v = wx[i];
                     prop_assert!(close(silu[i], (v / (1.0 + (-v).exp()) * wy[i]) as f32));
                     let z = (2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3));
-                    prop_assert!(close(gelu[i], (0.5 * v * (1.0 + z.tanh())) as f32));
+                    prop_assert!(close(gelu[i], (0.5 * v * (1.0 + z.tanh()) * wy[i]) as f32));
                 }
 
                 let mut norm = vec![0.0; x.len()];

@@ -154,7 +154,10 @@ unsafe fn tile_avx512<const T: usize, const FOUR: bool>(
     out: &mut [[f32; GROUP]],
 ) {
     use std::arch::x86_64::*;
-    let Params::Half(params) = weights.params else { return };
+    let params = match weights.params {
+        Params::Half(params) => params,
+        Params::Full(_) => &[],
+    };
     let (lines, per_block) = (layout(FOUR, false).0, if FOUR { 2 } else { 1 });
     assert!(out.len() == T && x.blocks * per_block == params.len());
     let rows: [_; T] = std::array::from_fn(|t| x.row(first + t));

@@ -95,7 +95,8 @@ fn variants(config: &Config) -> Vec<(&'static str, Config)> {
 /// Prepares the data for a config with other prompts.
 pub(super) type Prepare<'a> = dyn Fn(&Config) -> Result<Prepared> + 'a;
 
-/// Ablations, each trained once with the first seed.
+/// Ablations, each trained once with the first seed in `bench.variant_steps` fusion steps, and the
+/// whole model trained alike.
 pub(super) fn trained_again(
     table: &mut Table<'_>,
     config: &Config,
@@ -104,15 +105,30 @@ pub(super) fn trained_again(
 ) -> Result<()> {
     let why = "this data has no pictures; see the synthetic catalogue";
     table.report.rows.push(blank("without image", Role::Ablation).not_run(why));
-    for (name, changed) in variants(config) {
-        if !wanted(table, config, name, Role::Ablation) {
-            continue;
+    let steps = config.bench.variant_steps.min(config.train.fusion.steps);
+    let mut alike = config.clone();
+    alike.train.fusion.steps = steps;
+    let whole = format!("TMF, {steps} fusion steps");
+    let mut wanted_variants = Vec::new();
+    for (name, changed) in variants(&alike) {
+        if wanted(table, config, name, Role::Ablation) {
+            wanted_variants.push((name.to_owned(), changed));
         }
+    }
+    if steps < config.train.fusion.steps && !wanted_variants.is_empty() {
+        wanted_variants.insert(0, (whole.clone(), alike));
+    }
+    for (name, changed) in wanted_variants {
         let started = Instant::now();
         let prepared = prepare(&changed)?;
         let scored = train_and_score(table, &changed, context, &prepared)?;
-        let note = Some("one training with the first seed, all candidate files".to_owned());
-        table.add(name, Role::Ablation, &scored, note, started);
+        let note = if name == whole {
+            "one training with the first seed, all candidate files; what the ablations are held against"
+                .to_owned()
+        } else {
+            format!("one training with the first seed, {steps} fusion steps, all candidate files")
+        };
+        table.add(&name, Role::Ablation, &scored, Some(note), started);
     }
     Ok(())
 }

@@ -3,10 +3,11 @@
 use super::Row;
 use super::grid::{Line, grids};
 
-/// A number for people: about four significant digits, no exponent between 1e-4 and 1e6.
+/// A number for people: about four significant digits, no exponent between 1e-4 and 1e6. What is
+/// below 1e-15 is what rounding leaves of 0.
 pub fn number(value: f64) -> String {
     let size = value.abs();
-    if value == 0.0 {
+    if size < 1e-15 {
         "0".to_owned()
     } else if !(1e-4..1e6).contains(&size) {
         format!("{value:.3e}")
@@ -89,12 +90,13 @@ mod tests {
 
     #[test]
     fn numbers_keep_four_digits() {
-        let shown: Vec<String> = [0.0, 0.897_512, 93.4, 1234.6, 0.001_234, 1e-9, 2.5e7, -0.5]
-            .into_iter()
-            .map(number)
-            .collect();
+        let shown: Vec<String> =
+            [0.0, 0.897_512, 93.4, 1234.6, 0.001_234, 1e-9, 2.5e7, -0.5, -8e-18]
+                .into_iter()
+                .map(number)
+                .collect();
         let expected =
-            ["0", "0.8975", "93.40", "1235", "0.001234", "1.000e-9", "2.500e7", "-0.5000"];
+            ["0", "0.8975", "93.40", "1235", "0.001234", "1.000e-9", "2.500e7", "-0.5000", "0"];
         assert_eq!(shown, expected);
     }
 

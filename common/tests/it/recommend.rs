@@ -112,6 +112,42 @@ fn neural_models_learn_what_a_markov_chain_cannot() {
 }
 
 #[test]
+fn a_window_may_hold_more_items_than_it_predicts() {
+    let model = Sasrec::new(ITEMS, sasrec(1), Seed::new(1)).unwrap();
+    let history: &[u32] = &[3, 1, 4];
+    let target: &[u32] = &[5];
+    let loss = model.loss(&[(history, target)], None).unwrap().to_scalar::<f32>().unwrap();
+    let scores = &model.scores(&[history]).unwrap()[0];
+    let sum: f32 = scores.iter().map(|score| score.exp()).sum();
+    assert!((loss - (sum.ln() - scores[5])).abs() < 1e-5, "{loss}");
+    let error = model.loss(&[(target, history)], None).unwrap_err().to_string();
+    assert!(error.contains("a window of 1 items and 3 next items"), "{error}");
+}
+
+#[test]
+fn averaged_and_overlapping_trainings_learn_and_refuse_bad_settings() {
+    let mut sequences = toy(1, 300, 14);
+    let valid = held(&mut sequences);
+    let fit = |average: f64, context: usize| {
+        let mut options = sasrec(20);
+        (options.training.average, options.training.context) = (average, context);
+        Sasrec::fit(&sequences, ITEMS, &valid, options, Seed::new(1))
+    };
+    for (average, context) in [(0.9, 0), (0.0, 6)] {
+        let model = fit(average, context).unwrap();
+        let history = model.history();
+        let best = history.epochs[history.best].validation.unwrap();
+        assert!(best > 0.6, "{average} {context}: {best}");
+        let kept = validation_ndcg(&valid, false, |histories| model.scores(histories)).unwrap();
+        assert!((kept - best).abs() < 1e-6, "{average} {context}: {kept} is not {best}");
+    }
+    for (average, context, named) in [(1.0, 0, "decay of 1"), (-0.5, 0, "-0.5"), (0.0, 12, "12")] {
+        let error = fit(average, context).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
 fn threads_change_nothing_and_saved_tensors_score_alike() {
     let sequences = toy(2, 40, 10);
     let fit = |threads| {

@@ -347,8 +347,13 @@ pub(super) fn train(
     let mut history = TrainingHistory::default();
     let mut best = EarlyStop::new(options.patience);
     let mut average = match options.average {
-        decay if decay > 0.0 => Some(Ema::new(parameters, decay)?),
-        _ => None,
+        0.0 => None,
+        decay if decay > 0.0 && decay < 1.0 => Some(Ema::new(parameters, decay)?),
+        decay => {
+            return Err(Error::usage(format!(
+                "a decay of {decay} for the mean of the parameters; from 0 to below 1"
+            )));
+        }
     };
     let mut kept = None;
     for epoch in 0..options.epochs {

@@ -209,10 +209,10 @@ impl Default for BenchOptions {
                 .filter(|&name| name != "without own embeddings of item tokens")
                 .map(str::to_owned)
                 .collect(),
-            variant_steps: 300,
+            variant_steps: 400,
             baseline_epochs: 40,
             title_steps: 300,
-            synthetic_steps: 1200,
+            synthetic_steps: 700,
             synthetic_batch: 32,
             synthetic_rate: 3e-3,
             synthetic_users: 400,

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
+use common::optim::Workers;
 use common::report::{Figure, Role, Row, plot};
 use common::rng::Seed;
 use common::{Result, stats};
@@ -13,7 +14,7 @@ use super::{Context, over_seeds, ranking};
 use crate::config::Config;
 use crate::eval::{self, Scorer};
 use crate::model::{CmaScope, GRAPH, MODALITIES, Modalities, TEXT};
-use crate::pipeline::{self, Prepared};
+use crate::pipeline::{self, Fitted, Prepared};
 use crate::prompt::Answer;
 use crate::train::{Curriculum, StageOptions};
 
@@ -95,62 +96,84 @@ fn variants(config: &Config) -> Vec<(&'static str, Config)> {
 /// Prepares the data for a config with other prompts.
 pub(super) type Prepare<'a> = dyn Fn(&Config) -> Result<Prepared> + 'a;
 
-/// Ablations, each trained once with the first seed in `bench.variant_steps` fusion steps, and the
-/// whole model trained alike.
+/// A model beside the main one, with the data as its prompts need it.
+pub(super) struct Variant {
+    name: String,
+    role: Role,
+    pub(super) config: Config,
+    pub(super) prepared: Prepared,
+}
+
+/// Ablations that this profile trains, each with the first seed and `bench.variant_steps` fusion
+/// steps, behind the whole model trained alike.
+pub(super) fn ablations(config: &Config, prepare: &Prepare<'_>) -> Result<Vec<Variant>> {
+    let steps = config.bench.variant_steps.min(config.train.fusion.steps);
+    let mut alike = config.clone();
+    alike.train.fusion.steps = steps;
+    let wanted = |name: &str| config.bench.variants.iter().any(|wanted| wanted == name);
+    let changed = variants(&alike).into_iter().filter(|(name, _)| wanted(name));
+    let mut chosen: Vec<(String, Config)> =
+        changed.map(|(name, changed)| (name.to_owned(), changed)).collect();
+    if steps < config.train.fusion.steps && !chosen.is_empty() {
+        chosen.insert(0, (whole(steps), alike));
+    }
+    let variant = |(name, config): (String, Config)| {
+        let prepared = prepare(&config)?;
+        Ok(Variant { name, role: Role::Ablation, config, prepared })
+    };
+    chosen.into_iter().map(variant).collect()
+}
+
+impl Variant {
+    /// The trained model.
+    pub(super) fn fit(&self, context: &Context, workers: &Workers) -> Result<Fitted> {
+        let base = context.base();
+        pipeline::fit(&self.prepared, &self.config, base, base, &context.kept, workers)
+    }
+}
+
+fn whole(steps: usize) -> String {
+    format!("TMF, {steps} fusion steps")
+}
+
+/// Rows of the ablations.
 pub(super) fn trained_again(
     table: &mut Table<'_>,
     config: &Config,
     context: &Context,
-    prepare: &Prepare<'_>,
+    ablations: &[Variant],
 ) -> Result<()> {
     let why = "this data has no pictures; see the synthetic catalogue";
     table.report.rows.push(blank("without image", Role::Ablation).not_run(why));
-    let steps = config.bench.variant_steps.min(config.train.fusion.steps);
-    let mut alike = config.clone();
-    alike.train.fusion.steps = steps;
-    let whole = format!("TMF, {steps} fusion steps");
-    let mut wanted_variants = Vec::new();
-    for (name, changed) in variants(&alike) {
-        if wanted(table, config, name, Role::Ablation) {
-            wanted_variants.push((name.to_owned(), changed));
-        }
+    for (name, _) in variants(config) {
+        left_out(table, config, name, Role::Ablation);
     }
-    if steps < config.train.fusion.steps && !wanted_variants.is_empty() {
-        wanted_variants.insert(0, (whole.clone(), alike));
-    }
-    for (name, changed) in wanted_variants {
+    for variant in ablations {
         let started = Instant::now();
-        let prepared = prepare(&changed)?;
-        let scored = train_and_score(table, &changed, context, &prepared)?;
-        let note = if name == whole {
+        let scored = train_and_score(table, context, variant)?;
+        let steps = config.bench.variant_steps.min(config.train.fusion.steps);
+        let note = if variant.name == whole(steps) {
             "one training with the first seed, all candidate files; what the ablations are held against"
                 .to_owned()
         } else {
             format!("one training with the first seed, {steps} fusion steps, all candidate files")
         };
-        table.add(&name, Role::Ablation, &scored, Some(note), started);
+        table.add(&variant.name, Role::Ablation, &scored, Some(note), started);
     }
     Ok(())
 }
 
-/// Whether a variant runs in this profile; a row says so if it does not.
-fn wanted(table: &mut Table<'_>, config: &Config, name: &str, role: Role) -> bool {
-    let wanted = config.bench.variants.iter().any(|wanted| wanted == name);
-    if !wanted {
+/// A row that says so if this profile does not train a variant.
+fn left_out(table: &mut Table<'_>, config: &Config, name: &str, role: Role) {
+    if !config.bench.variants.iter().any(|wanted| wanted == name) {
         let why = format!("left out in this profile; add \"{name}\" to bench.variants");
         table.report.rows.push(blank(name, role).not_run(&why));
     }
-    wanted
 }
 
-fn train_and_score(
-    table: &Table<'_>,
-    config: &Config,
-    context: &Context,
-    prepared: &Prepared,
-) -> Result<Scored> {
-    let base = context.base();
-    let fitted = pipeline::fit(prepared, config, base, base, &context.kept, &context.workers)?;
+fn train_and_score(table: &Table<'_>, context: &Context, variant: &Variant) -> Result<Scored> {
+    let Variant { config, prepared, .. } = variant;
+    let fitted = variant.fit(context, &context.workers)?;
     let modalities = prepared.switched(config);
     let scorer = Scorer::new(&fitted.model, &prepared.prompter, &modalities);
     let queries = table.asked.test.iter();
@@ -173,22 +196,15 @@ pub(super) fn by_title(config: &Config) -> Config {
     c
 }
 
-/// Models that answer by title: text only, LLaRA's one modality, all modalities; with the share of
-/// their generated answers that name one candidate.
-pub(super) fn titles(
-    table: &mut Table<'_>,
-    config: &Config,
-    context: &Context,
-    prepare: &Prepare<'_>,
-) -> Result<()> {
+/// The models that answer by title: text only, LLaRA's one modality, all modalities.
+fn by_title_all(config: &Config) -> [(&'static str, Role, Config); 3] {
     let base = by_title(config);
-    let prepared = prepare(&base)?;
     let changed = |change: &dyn Fn(&mut Config)| {
         let mut config = base.clone();
         change(&mut config);
         config
     };
-    let variants = [
+    [
         (
             "text-only LM",
             Role::Baseline,
@@ -206,23 +222,45 @@ pub(super) fn titles(
                 c.train.curriculum = Curriculum::Linear;
             }),
         ),
-        ("TMF, titles as answers", Role::Paper, base.clone()),
-    ];
-    for (name, role, config) in variants {
-        if !wanted(table, &config, name, role) {
-            continue;
-        }
+        (ALL_BY_TITLE, Role::Paper, base.clone()),
+    ]
+}
+
+const ALL_BY_TITLE: &str = "TMF, titles as answers";
+
+/// Those of them that this profile trains.
+pub(super) fn title_models(config: &Config, prepare: &Prepare<'_>) -> Result<Vec<Variant>> {
+    let wanted = |name: &str| config.bench.variants.iter().any(|wanted| wanted == name);
+    let chosen = by_title_all(config).into_iter().filter(|(name, ..)| wanted(name));
+    let variant = |(name, role, config): (&str, Role, Config)| {
+        let prepared = prepare(&config)?;
+        Ok(Variant { name: name.to_owned(), role, config, prepared })
+    };
+    chosen.map(variant).collect()
+}
+
+/// Rows of the models that answer by title, with the share of their generated answers that name one
+/// candidate.
+pub(super) fn titles(
+    table: &mut Table<'_>,
+    config: &Config,
+    context: &Context,
+    models: &[Variant],
+) -> Result<()> {
+    for (name, role, _) in by_title_all(config) {
+        left_out(table, config, name, role);
+    }
+    for model in models {
+        let Variant { name, role, config, prepared } = model;
         let started = Instant::now();
-        let open = train_and_score(table, &config, context, &prepared)?;
+        let open = train_and_score(table, context, model)?;
         let note = "one training, likelihood of titles, candidates not listed in the prompt";
-        table.add(name, role, &open, Some(note.into()), started);
-        let seed = context.base();
-        let fitted =
-            pipeline::fit(&prepared, &config, seed, seed, &context.kept, &context.workers)?;
-        let modalities = prepared.switched(&config);
+        table.add(name, *role, &open, Some(note.into()), started);
+        let fitted = model.fit(context, &context.workers)?;
+        let modalities = prepared.switched(config);
         let scorer = Scorer::new(&fitted.model, &prepared.prompter, &modalities);
-        ranking::generation(table, &config, context, &scorer, name, role)?;
-        if name == "TMF, titles as answers" {
+        ranking::generation(table, config, context, &scorer, name, *role)?;
+        if name == ALL_BY_TITLE {
             ranking::shared_prefix(table, &scorer)?;
         }
     }

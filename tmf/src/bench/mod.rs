@@ -66,12 +66,29 @@ impl Context {
     }
 }
 
+/// A training whose result is kept.
+type Job<'a> = Box<dyn Fn(&Workers) -> Result<()> + Sync + 'a>;
+
+/// Trains side by side what the tables ask for afterwards: small models use the cores better one
+/// per core than one on all of them.
+fn ahead(context: &Context, jobs: &[Job<'_>]) -> Result<()> {
+    context.workers.map(jobs.len(), |at| {
+        common::run::check_interrupt()?;
+        jobs[at](&Workers::new(1)?)
+    })?;
+    Ok(())
+}
+
 /// Runs all parts.
 ///
 /// # Errors
 /// A damaged asset, an interrupt.
 pub fn run(config: &Config, context: &Context) -> Result<Report> {
     let mut report = Report::new("tmf", context.profile.name());
+    let mut config = config.clone();
+    // models are trained side by side, one a core: slices would compute the items' vectors twice
+    config.train.slices = 1;
+    let config = &config;
     movielens::run(config, context, &mut report)?;
     synthetic::run(config, context, &mut report)?;
     report.rows.extend(walmart());

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use common::encode::TextEncoder;
 use common::files::atomic_write;
+use common::optim::Workers;
 use common::report::{Figure, Report, Role, Row, plot};
 use common::rng::Seed;
 use common::{Error, Result, stats};
 use serde_json::json;
 
-use super::{Context, Line, ablations, over_seeds, ranking, row};
+use super::{Context, Job, Line, ablations, ahead, over_seeds, ranking, row};
 use crate::baselines::{self, Baseline, FullScores};
 use crate::config::{Config, GraphEncoder};
 use crate::data::{Dataset, Part, Question, Step, candidates, movielens};
@@ -162,6 +163,7 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         test: asked.test.iter().map(|queries| by_graph(queries)).collect(),
     };
     table.add("LightGCN per behaviour", Role::Baseline, &light_gcn, None, started);
+    ahead(context, &baseline_jobs(&data, &questions, &train, config, context))?;
     let others = models_over_ids(&mut table, &data, &questions, config, context)?;
 
     let by_mbht = mbht(&mut table, &data, &questions, &train, config, context)?;
@@ -175,15 +177,25 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         Prepared::new(data.clone(), train.clone(), pool.clone(), encoded(), config)
     };
     let prepared = prepare(config)?;
+    let again = ablations::ablations(config, &prepare)?;
+    let by_title = ablations::title_models(config, &prepare)?;
     let started = Instant::now();
-    let fitted: Vec<Fitted> = context
-        .seeds
-        .iter()
-        .map(|&seed| {
-            let seed = Seed::new(seed);
-            pipeline::fit(&prepared, config, seed, seed, &context.kept, &context.workers)
-        })
-        .collect::<Result<_>>()?;
+    let fit = |seed: u64, workers: &Workers| {
+        let seed = Seed::new(seed);
+        pipeline::fit(&prepared, config, seed, seed, &context.kept, workers)
+    };
+    let mut jobs: Vec<Job<'_>> = Vec::new();
+    for &seed in &context.seeds {
+        jobs.push(Box::new(move |workers| fit(seed, workers).map(drop)));
+    }
+    // the first of those that answer by title trains the warm-up that the others wait for
+    let (first, rest) = by_title.split_at(by_title.len().min(1));
+    for variant in first.iter().chain(&again).chain(rest) {
+        jobs.push(Box::new(move |workers| variant.fit(context, workers).map(drop)));
+    }
+    ahead(context, &jobs)?;
+    let seeds = context.seeds.iter();
+    let fitted: Vec<Fitted> = seeds.map(|&s| fit(s, &context.workers)).collect::<Result<_>>()?;
     let ours = Ours { config, context, prepared: &prepared, fitted: &fitted };
     let modalities = prepared.switched(config);
     let all = ours.score(&asked, &modalities, |scorer| scorer)?;
@@ -194,8 +206,8 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     table.add("TMF", Role::Paper, &all, Some(note.into()), started);
     let ensemble = ensembles(&mut table, &all, &light_gcn, &others)?;
     ablations::controls(&mut table, &ours, &modalities)?;
-    ablations::trained_again(&mut table, config, context, &prepare)?;
-    ablations::titles(&mut table, config, context, &prepare)?;
+    ablations::trained_again(&mut table, config, context, &again)?;
+    ablations::titles(&mut table, config, context, &by_title)?;
     ablations::contributions(&mut table, &ours, &modalities)?;
     ranking::calibration(&mut table, &all)?;
     let known =
@@ -323,6 +335,36 @@ fn ask(
     Ok(Asked { valid: draw(&questions[0], first, "valid")?, test: test.collect::<Result<_>>()? })
 }
 
+/// Seeds that a baseline over ids is trained with: the one to beat is trained as often as ours.
+fn trainings(baseline: Baseline, context: &Context) -> &[u64] {
+    let trained = if baseline == Baseline::Sasrec { context.seeds.len() } else { 1 };
+    &context.seeds[..trained]
+}
+
+/// The trained baselines, the long ones first.
+fn baseline_jobs<'a>(
+    data: &'a Dataset,
+    questions: &'a [Vec<Question>; 2],
+    train: &'a [Vec<Step>],
+    config: &'a Config,
+    context: &'a Context,
+) -> Vec<Job<'a>> {
+    let mut jobs: Vec<Job<'a>> = vec![Box::new(move |workers| {
+        pipeline::mbht(data, train, config, context.base(), &context.kept, workers).map(drop)
+    })];
+    for baseline in [Baseline::Gru4rec, Baseline::Sasrec, Baseline::Bpr] {
+        for &seed in trainings(baseline, context) {
+            jobs.push(Box::new(move |workers| {
+                let both = [&questions[0][..], &questions[1][..]];
+                let (epochs, kept) = (config.bench.baseline_epochs, &context.kept);
+                let (seed, threads) = (Seed::new(seed), workers.threads());
+                baselines::scores(baseline, data, both, epochs, seed, kept, threads).map(drop)
+            }));
+        }
+    }
+    jobs
+}
+
 fn models_over_ids(
     table: &mut Table<'_>,
     data: &Dataset,
@@ -335,9 +377,8 @@ fn models_over_ids(
         let started = Instant::now();
         let both = [&questions[0][..], &questions[1][..]];
         let epochs = config.bench.baseline_epochs;
-        // the one to beat is trained as often as ours
-        let trained = if baseline == Baseline::Sasrec { context.seeds.len() } else { 1 };
-        let answers = context.seeds[..trained]
+        let seeds = trainings(baseline, context);
+        let answers = seeds
             .iter()
             .map(|&seed| {
                 let threads = context.workers.threads();
@@ -345,14 +386,14 @@ fn models_over_ids(
                 baselines::scores(baseline, data, both, epochs, Seed::new(seed), kept, threads)
             })
             .collect::<Result<Vec<_>>>()?;
-        let of = |seed: usize| &answers[seed.min(trained - 1)];
+        let of = |seed: usize| &answers[seed.min(seeds.len() - 1)];
         let asked = table.asked;
         let tests = asked.test.iter().enumerate();
         let scored = Scored {
             valid: pick(&of(0)[0], &asked.valid),
             test: tests.map(|(seed, queries)| pick(&of(seed)[1], queries)).collect(),
         };
-        let once = baseline.is_seeded() && trained == 1;
+        let once = baseline.is_seeded() && seeds.len() == 1;
         let note = once.then(|| "one training, all candidate files".to_owned());
         let role = if baseline == Baseline::Random { Role::Control } else { Role::Baseline };
         table.add(baseline.name(), role, &scored, note, started);

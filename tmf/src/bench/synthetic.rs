@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
+use common::optim::Workers;
 use common::report::{Figure, Report, Role};
 use common::rng::Seed;
 use common::{Error, Result};
 
 use super::ablations::shuffled;
-use super::{Context, Line, row};
+use super::{Context, Job, Line, ahead, row};
 use crate::config::Config;
 use crate::data::synthetic::{CANDIDATES, Catalogue, Signal, Sizes, generate};
 use crate::encoders::image::Picture;
@@ -21,6 +22,13 @@ use crate::train::{Curriculum, StageOptions};
 const WIDTH: usize = 48;
 /// Side of the drawn pictures.
 const SIDE: usize = 24;
+
+/// A catalogue ready for training.
+struct World {
+    signal: Signal,
+    catalogue: Catalogue,
+    prepared: Prepared,
+}
 
 /// The model of a synthetic catalogue: the same code in a smaller size, without item tokens.
 pub fn sized(config: &Config) -> Config {
@@ -88,15 +96,34 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     if config.bench.synthetic_users < 100 {
         sizes = Sizes { warm: 120, cold: 120, users: 300, ..sizes };
     }
+    let small = sized(config);
+    let mut worlds = Vec::new();
     for signal in Signal::ALL {
-        let started = Instant::now();
         let catalogue = generate(signal, sizes, base);
-        if signal == Signal::Image {
-            report.figures.push(catalogue_figure(&catalogue));
-        }
-        let small = sized(config);
         let prepared = prepare(&catalogue, &small, base)?;
-        let asked = queries(&catalogue);
+        worlds.push(World { signal, catalogue, prepared });
+    }
+    let mut blind = small.clone();
+    (blind.prompt.behaviour_tokens, blind.fusion.behaviours) = (false, false);
+    let unaware = worlds.iter().find(|world| world.signal == Signal::Behaviour);
+    let unaware = unaware.map(|world| prepare(&world.catalogue, &blind, base)).transpose()?;
+    let fit = |prepared: &Prepared, config: &Config, workers: &Workers| {
+        pipeline::fit(prepared, config, base, base, &context.kept, workers)
+    };
+    let mut jobs: Vec<Job<'_>> = Vec::new();
+    for world in &worlds {
+        jobs.push(Box::new(|workers| fit(&world.prepared, &small, workers).map(drop)));
+    }
+    if let Some(prepared) = &unaware {
+        jobs.push(Box::new(|workers| fit(prepared, &blind, workers).map(drop)));
+    }
+    ahead(context, &jobs)?;
+    for World { signal, catalogue, prepared } in &worlds {
+        let started = Instant::now();
+        if *signal == Signal::Image {
+            report.figures.push(catalogue_figure(catalogue));
+        }
+        let asked = queries(catalogue);
         let dataset = format!("synthetic, signal in {}", signal.name());
         let mut add = |method: &str, role: Role, hits: Vec<f64>, note: Option<&str>| {
             let line = Line {
@@ -112,7 +139,7 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
             };
             report.rows.push(row(&line, &[hits], config.bench.resamples, started));
         };
-        let fitted = pipeline::fit(&prepared, &small, base, base, &context.kept, &context.workers)?;
+        let fitted = fit(prepared, &small, &context.workers)?;
         let modalities = prepared.switched(&small);
         let hits = |modalities: &Modalities, used: Used| {
             let scorer = Scorer::new(&fitted.model, &prepared.prompter, modalities).with(used);
@@ -121,7 +148,7 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         };
         add("TMF", Role::Paper, hits(&modalities, [true; 3])?, None);
         for (which, name) in MODALITIES.iter().enumerate() {
-            if signal == Signal::Behaviour {
+            if *signal == Signal::Behaviour {
                 break;
             }
             let used = [0, 1, 2].map(|at| at != which);
@@ -134,13 +161,8 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         }
         let chance = vec![1.0 / CANDIDATES as f64; asked.len()];
         add("chance", Role::Control, chance, Some("one in eight by construction"));
-        if signal == Signal::Behaviour {
-            let mut changed = small.clone();
-            changed.prompt.behaviour_tokens = false;
-            changed.fusion.behaviours = false;
-            let prepared = prepare(&catalogue, &changed, base)?;
-            let fitted =
-                pipeline::fit(&prepared, &changed, base, base, &context.kept, &context.workers)?;
+        if let (Signal::Behaviour, Some(prepared)) = (signal, &unaware) {
+            let fitted = fit(prepared, &blind, &context.workers)?;
             let scorer = Scorer::new(&fitted.model, &prepared.prompter, &modalities);
             let scores = eval::score(&scorer, &asked, false, false, &context.workers)?;
             let credits = eval::hits(&eval::ranks(&asked, &scores), 1);

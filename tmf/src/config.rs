@@ -200,6 +200,13 @@ pub const VARIANTS: [&str; 12] = [
     "TMF, titles as answers",
 ];
 
+impl BenchOptions {
+    /// Whether a variant is trained.
+    pub fn trains(&self, name: &str) -> bool {
+        self.variants.iter().any(|variant| variant == name)
+    }
+}
+
 impl Default for BenchOptions {
     fn default() -> Self {
         Self {

@@ -59,6 +59,14 @@ pub(super) fn controls(
     Ok(())
 }
 
+/// The rows of the warm-up are learnt in the fusion stage.
+fn fusion_only(config: &mut Config) {
+    let train = &mut config.train;
+    let rows = std::mem::take(&mut train.warm_up.steps) * train.warm_up.batch;
+    train.fusion.steps += rows / train.fusion.batch;
+    train.fusion.learning_rate = train.warm_up.learning_rate;
+}
+
 /// The ablation switches of §3.2.
 fn variants(config: &Config) -> Vec<(&'static str, Config)> {
     let changed = |name, change: &dyn Fn(&mut Config)| {
@@ -78,17 +86,11 @@ fn variants(config: &Config) -> Vec<(&'static str, Config)> {
             (c.prompt.behaviour_tokens, c.fusion.behaviours) = (false, false);
         }),
         changed("without curriculum", &|c| c.train.curriculum = Curriculum::None),
-        changed("without warm-up", &|c| {
-            c.train.fusion.steps += c.train.warm_up.steps;
-            c.train.fusion.learning_rate = c.train.warm_up.learning_rate;
-            c.train.warm_up.steps = 0;
-        }),
+        changed("without warm-up", &fusion_only),
         changed("without own embeddings of item tokens", &|c| {
             c.lm.item_tokens = false;
             c.train.curriculum = Curriculum::None;
-            c.train.fusion.steps += c.train.warm_up.steps;
-            c.train.fusion.learning_rate = c.train.warm_up.learning_rate;
-            c.train.warm_up.steps = 0;
+            fusion_only(c);
         }),
     ]
 }
@@ -110,8 +112,7 @@ pub(super) fn ablations(config: &Config, prepare: &Prepare<'_>) -> Result<Vec<Va
     let steps = config.bench.variant_steps.min(config.train.fusion.steps);
     let mut alike = config.clone();
     alike.train.fusion.steps = steps;
-    let wanted = |name: &str| config.bench.variants.iter().any(|wanted| wanted == name);
-    let changed = variants(&alike).into_iter().filter(|(name, _)| wanted(name));
+    let changed = variants(&alike).into_iter().filter(|(name, _)| config.bench.trains(name));
     let mut chosen: Vec<(String, Config)> =
         changed.map(|(name, changed)| (name.to_owned(), changed)).collect();
     if steps < config.train.fusion.steps && !chosen.is_empty() {
@@ -165,7 +166,7 @@ pub(super) fn trained_again(
 
 /// A row that says so if this profile does not train a variant.
 fn left_out(table: &mut Table<'_>, config: &Config, name: &str, role: Role) {
-    if !config.bench.variants.iter().any(|wanted| wanted == name) {
+    if !config.bench.trains(name) {
         let why = format!("left out in this profile; add \"{name}\" to bench.variants");
         table.report.rows.push(blank(name, role).not_run(&why));
     }
@@ -197,7 +198,7 @@ pub(super) fn by_title(config: &Config) -> Config {
 }
 
 /// The models that answer by title: text only, LLaRA's one modality, all modalities.
-fn by_title_all(config: &Config) -> [(&'static str, Role, Config); 3] {
+fn title_variants(config: &Config) -> [(&'static str, Role, Config); 3] {
     let base = by_title(config);
     let changed = |change: &dyn Fn(&mut Config)| {
         let mut config = base.clone();
@@ -230,8 +231,8 @@ const ALL_BY_TITLE: &str = "TMF, titles as answers";
 
 /// Those of them that this profile trains.
 pub(super) fn title_models(config: &Config, prepare: &Prepare<'_>) -> Result<Vec<Variant>> {
-    let wanted = |name: &str| config.bench.variants.iter().any(|wanted| wanted == name);
-    let chosen = by_title_all(config).into_iter().filter(|(name, ..)| wanted(name));
+    let all = title_variants(config).into_iter();
+    let chosen = all.filter(|(name, ..)| config.bench.trains(name));
     let variant = |(name, role, config): (&str, Role, Config)| {
         let prepared = prepare(&config)?;
         Ok(Variant { name: name.to_owned(), role, config, prepared })
@@ -247,7 +248,7 @@ pub(super) fn titles(
     context: &Context,
     models: &[Variant],
 ) -> Result<()> {
-    for (name, role, _) in by_title_all(config) {
+    for (name, role, _) in title_variants(config) {
         left_out(table, config, name, role);
     }
     for model in models {

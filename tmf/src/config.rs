@@ -216,7 +216,7 @@ impl Default for BenchOptions {
                 .filter(|&name| name != "without own embeddings of item tokens")
                 .map(str::to_owned)
                 .collect(),
-            variant_steps: 400,
+            variant_steps: 300,
             baseline_epochs: 40,
             title_steps: 300,
             synthetic_steps: 700,

@@ -107,7 +107,7 @@ impl Default for TrainOptions {
     fn default() -> Self {
         Self {
             warm_up: StageOptions::default(),
-            fusion: StageOptions { steps: 1500, batch: 32, ..StageOptions::default() },
+            fusion: StageOptions { steps: 1800, ..StageOptions::default() },
             curriculum: Curriculum::ThreeStage,
             learn_history: true,
             dropout: 0.3,

@@ -12,7 +12,7 @@ use crate::prompt::{Answer, PromptOptions};
 use crate::train::{Curriculum, StageOptions, TrainOptions};
 
 /// All options.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Prompts.
@@ -37,8 +37,31 @@ pub struct Config {
     pub rank: RankOptions,
     /// The user's own tables.
     pub input: InputOptions,
+    /// Whether trained weights that come with the crate are taken; they are for the benchmark's main
+    /// models and fit no other data or options.
+    pub bundled: bool,
     /// Size of `bench`.
     pub bench: BenchOptions,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            prompt: PromptOptions::default(),
+            vocabulary: VocabularyOptions::default(),
+            lm: LmOptions::default(),
+            modalities: ModalityOptions::default(),
+            fusion: FusionOptions::default(),
+            graph_encoder: GraphEncoder::default(),
+            graph: LightGcnOptions::default(),
+            mbht: MbhtOptions::default(),
+            train: TrainOptions::default(),
+            rank: RankOptions::default(),
+            input: InputOptions::default(),
+            bundled: true,
+            bench: BenchOptions::default(),
+        }
+    }
 }
 
 /// Graph encoders.
@@ -168,6 +191,8 @@ pub struct BenchOptions {
     pub variants: Vec<String>,
     /// Fusion steps of the ablations on ML-100k, and of the whole model that they are held against.
     pub variant_steps: usize,
+    /// Rows of these steps.
+    pub variant_batch: usize,
     /// Most epochs of BPR, GRU4Rec and SASRec; they stop early on the validation events.
     pub baseline_epochs: usize,
     /// Warm-up steps of the models that answer by title; their fusion has a third of them.
@@ -216,7 +241,8 @@ impl Default for BenchOptions {
                 .filter(|&name| name != "without own embeddings of item tokens")
                 .map(str::to_owned)
                 .collect(),
-            variant_steps: 300,
+            variant_steps: 400,
+            variant_batch: 32,
             baseline_epochs: 40,
             title_steps: 300,
             synthetic_steps: 700,

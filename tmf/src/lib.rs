@@ -33,11 +33,12 @@
 //! | image encoder | [`encoders::efficientnet`] |
 //! | ours: ensemble with the graph model, temperature | [`ensemble::Ensemble`], [`ensemble::temperature`] |
 //!
-//! [`pipeline`] goes from a data set to a trained model, [`store`] holds one on disk, [`mod@bench`] runs
-//! the comparison, [`cli`] holds the verbs.
+//! [`pipeline`] goes from a data set to a trained model, [`store`] holds one on disk, [`bundle`] those
+//! that come with the crate, [`mod@bench`] runs the comparison, [`cli`] holds the verbs.
 
 pub mod baselines;
 pub mod bench;
+pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod data;

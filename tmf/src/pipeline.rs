@@ -13,6 +13,7 @@ use ndarray::Array2;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::bundle::{self, Piece};
 use crate::config::Config;
 use crate::data::{Dataset, Step};
 use crate::encoders::graph::{GraphEmbeddings, light_gcn, standardise};
@@ -42,6 +43,8 @@ pub struct Prepared {
     pub modalities: Modalities,
     /// What the kept pieces depend on beside their options.
     pub fingerprint: String,
+    /// The same without the embeddings, whose last bits differ between machines.
+    pub sources: String,
 }
 
 /// Embeddings of one modality as an encoder gives them: vectors and which items have one.
@@ -64,6 +67,7 @@ impl Prepared {
         let vocabulary = Vocabulary::train(&texts, config.vocabulary.merges, &data.behaviours)?;
         let mut hashed = format!("{train:?}{pool:?}{:?}", data.target);
         hashed.push_str(vocabulary.json());
+        let sources = common::run::hash8(hashed.as_bytes());
         let mut modalities = [None, None, None];
         for (at, encoded) in encoded.into_iter().enumerate() {
             modalities[at] = encoded.map(|e| modality(&e, &mut hashed)).transpose()?.flatten();
@@ -73,7 +77,7 @@ impl Prepared {
         train.iter().flatten().for_each(|step| known[step.item as usize] = true);
         let pool = Pool::new(pool, data.items.len());
         let fingerprint = common::run::hash8(hashed.as_bytes());
-        Ok(Self { data, train, pool, known, prompter, modalities, fingerprint })
+        Ok(Self { data, train, pool, known, prompter, modalities, fingerprint, sources })
     }
 
     fn material<'a>(&'a self, modalities: &'a Modalities, config: &Config) -> Material<'a> {
@@ -125,8 +129,40 @@ fn key(prepared: &Prepared, part: &str, options: impl Serialize, seed: Seed) -> 
     })
 }
 
-/// Trains a model, or takes what was trained before with the same options, data and seed. The
-/// warm-up is drawn from `base`, so that models with different `seed`s and switches share it.
+/// What a warm-up depends on beside data and seed.
+fn warm_options(prepared: &Prepared, config: &Config) -> Value {
+    let train = &config.train;
+    json!({
+        "lm": config.lm, "prompt": prepared.prompter.options, "stage": train.warm_up,
+        "rank": config.rank.candidates,
+        "rest": [json!(train.learn_history), json!(train.dropout), json!(train.weight_decay),
+            json!(train.clip), json!(train.slices)],
+    })
+}
+
+/// What a fusion depends on beside data and seed.
+fn fusion_options(prepared: &Prepared, config: &Config) -> Value {
+    let train = &config.train;
+    json!({
+        "warm": warm_options(prepared, config), "stage": train.fusion,
+        "curriculum": train.curriculum, "rest": [train.hidden_tokens, train.fusion_dropout],
+        "fusion": config.fusion, "modalities": config.modalities,
+    })
+}
+
+/// Name of the model that [`fit`] gives among those that come with the crate.
+pub fn bundled_id(prepared: &Prepared, config: &Config, base: Seed, seed: Seed) -> String {
+    let key = json!({
+        "code": CODE, "data": prepared.sources, "widths": widths(&prepared.switched(config)),
+        "encoders": [json!(config.graph_encoder), json!(config.graph), json!(config.mbht)],
+        "options": fusion_options(prepared, config), "base": base, "seed": seed,
+    });
+    format!("fusion-{}", common::run::hash8(key.to_string().as_bytes()))
+}
+
+/// Trains a model, or takes what was trained before with the same options, data and seed, in the
+/// cache or in the crate's files. The warm-up is drawn from `base`, so that models with different
+/// `seed`s and switches share it.
 ///
 /// # Errors
 /// Those of training.
@@ -141,26 +177,11 @@ pub fn fit(
     let vocabulary = prepared.prompter.vocabulary.size();
     let lm_config = config.lm.config(vocabulary, config.positions());
     let train = &config.train;
-    let warm_options = json!({
-        "lm": config.lm, "prompt": prepared.prompter.options, "stage": train.warm_up,
-        "rank": config.rank.candidates,
-        "rest": [json!(train.learn_history), json!(train.dropout), json!(train.weight_decay),
-            json!(train.clip), json!(train.slices)],
-    });
     let by_item = config.prompt.answer == Answer::Item;
     let tokens = Parts {
         known: (by_item && config.lm.item_tokens).then_some(&prepared.known[..]),
         ..Parts::default()
     };
-    let none: Modalities = [None, None, None];
-    let warm_key = key(prepared, "warm-up", &warm_options, base);
-    let (tensors, warm_up): (BTreeMap<String, Tensor>, Vec<Record>) =
-        kept.get_or_train("tmf-warm-up", &warm_key, |_| {
-            let model = Tmf::new(Lm::new(&lm_config, base)?, tokens, base)?;
-            let material = prepared.material(&none, config);
-            let records = stage(&model, &material, train, false, base, workers)?;
-            Ok((model.tensors()?, records))
-        })?;
     let modalities = prepared.switched(config);
     let widths = widths(&modalities);
     let parts = Parts {
@@ -170,16 +191,29 @@ pub fn fit(
         ..tokens
     };
     let model = Tmf::new(Lm::new(&lm_config, base)?, parts, seed)?;
+    if config.bundled
+        && let Some((tensors, (warm_up, fusion))) =
+            bundle::find(&bundled_id(prepared, config, base, seed))?
+    {
+        model.load(&tensors)?;
+        return Ok(Fitted { model, warm_up, fusion });
+    }
+    let none: Modalities = [None, None, None];
+    let warm_key = key(prepared, "warm-up", warm_options(prepared, config), base);
+    let (tensors, warm_up): (BTreeMap<String, Tensor>, Vec<Record>) =
+        kept.get_or_train("tmf-warm-up", &warm_key, |_| {
+            let model = Tmf::new(Lm::new(&lm_config, base)?, tokens, base)?;
+            let material = prepared.material(&none, config);
+            let records = stage(&model, &material, train, false, base, workers)?;
+            Ok((model.tensors()?, records))
+        })?;
     model.load_tokens(&tensors)?;
     if train.fusion.steps == 0 {
         return Ok(Fitted { model, warm_up, fusion: Vec::new() });
     }
-    let fusion_options = json!({
-        "warm": warm_options, "stage": train.fusion, "curriculum": train.curriculum,
-        "rest": [train.hidden_tokens, train.fusion_dropout], "fusion": config.fusion, "modalities": config.modalities,
-    });
+    let fusion_key = key(prepared, "fusion", fusion_options(prepared, config), seed);
     let (tensors, fusion): (BTreeMap<String, Tensor>, Vec<Record>) =
-        kept.get_or_train("tmf-fusion", &key(prepared, "fusion", fusion_options, seed), |_| {
+        kept.get_or_train("tmf-fusion", &fusion_key, |_| {
             let material = prepared.material(&modalities, config);
             let records = stage(&model, &material, train, true, seed, workers)?;
             Ok((model.tensors()?, records))
@@ -193,7 +227,43 @@ pub fn widths(modalities: &Modalities) -> [Option<usize>; 3] {
     [0, 1, 2].map(|at| modalities[at].as_ref().and_then(|m| m.vectors.dim(1).ok()))
 }
 
-/// Graph embeddings trained on the training part, or those kept from before.
+fn graph_key(data: &Dataset, train: &[Vec<Step>], config: &Config, seed: Seed) -> Value {
+    let hashed =
+        common::run::hash8(format!("{train:?}{:?}{:?}", data.links, data.target).as_bytes());
+    json!({ "code": CODE, "data": hashed, "options": config.graph, "seed": seed })
+}
+
+fn graph_id(key: &Value) -> String {
+    format!("graph-{}", common::run::hash8(key.to_string().as_bytes()))
+}
+
+fn graph_tensors(graph: &GraphEmbeddings) -> Result<BTreeMap<String, Tensor>> {
+    let tensor = |array: &Array2<f32>| {
+        Tensor::from_vec(array.iter().copied().collect::<Vec<_>>(), array.dim(), &Device::Cpu)
+    };
+    Ok(BTreeMap::from([
+        ("users".to_owned(), tensor(&graph.users)?),
+        ("items".to_owned(), tensor(&graph.items)?),
+    ]))
+}
+
+/// Graph embeddings as the crate's files hold them.
+///
+/// # Errors
+/// None but bugs.
+pub fn graph_piece(
+    data: &Dataset,
+    train: &[Vec<Step>],
+    config: &Config,
+    seed: Seed,
+    graph: &GraphEmbeddings,
+) -> Result<Piece> {
+    let id = graph_id(&graph_key(data, train, config, seed));
+    Piece::new(id, graph_tensors(graph)?, (&graph.present, &graph.weights))
+}
+
+/// Graph embeddings trained on the training part, or those kept from before, in the cache or in the
+/// crate's files.
 ///
 /// # Errors
 /// As [`light_gcn`].
@@ -204,21 +274,16 @@ pub fn graph(
     seed: Seed,
     kept: &Trained,
 ) -> Result<GraphEmbeddings> {
-    let hashed =
-        common::run::hash8(format!("{train:?}{:?}{:?}", data.links, data.target).as_bytes());
-    let key = json!({ "code": CODE, "data": hashed, "options": config.graph, "seed": seed });
-    let tensor = |array: &Array2<f32>| {
-        Tensor::from_vec(array.iter().copied().collect::<Vec<_>>(), array.dim(), &Device::Cpu)
-    };
-    let (tensors, (present, weights)): (BTreeMap<String, Tensor>, (Vec<bool>, Vec<f32>)) = kept
-        .get_or_train("tmf-graph", &key, |_| {
-            let graph = light_gcn(data, train, &config.graph, seed)?;
-            let tensors = BTreeMap::from([
-                ("users".to_owned(), tensor(&graph.users)?),
-                ("items".to_owned(), tensor(&graph.items)?),
-            ]);
-            Ok((tensors, (graph.present, graph.weights)))
-        })?;
+    let key = graph_key(data, train, config, seed);
+    let bundled = if config.bundled { bundle::find(&graph_id(&key))? } else { None };
+    let (tensors, (present, weights)): (BTreeMap<String, Tensor>, (Vec<bool>, Vec<f32>)) =
+        match bundled {
+            Some(found) => found,
+            None => kept.get_or_train("tmf-graph", &key, |_| {
+                let graph = light_gcn(data, train, &config.graph, seed)?;
+                Ok((graph_tensors(&graph)?, (graph.present, graph.weights)))
+            })?,
+        };
     let array = |name: &str| {
         let tensor = tensors.get(name).ok_or_else(|| Error::Bug(format!("no {name} were kept")))?;
         let (rows, width) = tensor.dims2()?;

@@ -191,8 +191,6 @@ pub struct BenchOptions {
     pub variants: Vec<String>,
     /// Fusion steps of the ablations on ML-100k, and of the whole model that they are held against.
     pub variant_steps: usize,
-    /// Rows of these steps.
-    pub variant_batch: usize,
     /// Most epochs of BPR, GRU4Rec and SASRec; they stop early on the validation events.
     pub baseline_epochs: usize,
     /// Warm-up steps of the models that answer by title; their fusion has a third of them.
@@ -241,8 +239,7 @@ impl Default for BenchOptions {
                 .filter(|&name| name != "without own embeddings of item tokens")
                 .map(str::to_owned)
                 .collect(),
-            variant_steps: 400,
-            variant_batch: 32,
+            variant_steps: 300,
             baseline_epochs: 40,
             title_steps: 300,
             synthetic_steps: 700,

@@ -154,44 +154,21 @@ struct Window {
     answer: usize,
 }
 
-impl Window {
-    fn events(&self) -> usize {
-        self.answer - self.first
-    }
-}
-
-/// Batches whose windows are sorted by length together.
-const STRETCH: usize = 8;
-
-/// Draws batches of training rows, epoch by epoch.
+/// Draws training rows, epoch by epoch.
 pub struct Sampler<'a> {
     material: &'a Material<'a>,
     learn_history: bool,
-    batch: usize,
-    /// Batches that are left of the epoch.
-    left: Vec<Vec<Window>>,
-    /// Mean targets of a batch.
-    mean: f64,
-}
-
-/// A batch of a [`Sampler`].
-#[derive(Debug)]
-pub struct Drawn {
-    /// The rows.
-    pub rows: Vec<Row>,
-    /// Targets over those of a mean batch: what the batch's mean loss is multiplied with, so that
-    /// every target of the epoch counts the same.
-    pub weight: f64,
+    /// What is left of the epoch.
+    left: Vec<Window>,
 }
 
 impl<'a> Sampler<'a> {
-    /// Batches of `batch` rows of `material`; see [`TrainOptions::learn_history`].
+    /// Rows of `material`; see [`TrainOptions::learn_history`].
     ///
     /// # Errors
     /// [`Error::Data`] when no user has an event before one of the target behaviour.
-    pub fn new(material: &'a Material<'a>, learn_history: bool, batch: usize) -> Result<Self> {
-        let (left, batch) = (Vec::new(), batch.max(1));
-        let sampler = Self { material, learn_history, batch, left, mean: 1.0 };
+    pub fn new(material: &'a Material<'a>, learn_history: bool) -> Result<Self> {
+        let sampler = Self { material, learn_history, left: Vec::new() };
         if material.sequences.iter().all(|sequence| sampler.answers(sequence).next().is_none()) {
             return Err(Error::data(
                 "no user with an event before one of the target behaviour",
@@ -208,11 +185,10 @@ impl<'a> Sampler<'a> {
         (1..sequence.len()).filter(asked)
     }
 
-    /// One epoch in random order, in batches of like lengths, so that short rows are not padded to
-    /// the longest. With learnt histories, each sequence is cut into windows of at most the prompt's
-    /// history, the first cut at a random place, so that every event after the first is a target
-    /// once (as SASRec is trained); else each answer has its own row.
-    fn epoch(&mut self, stream: &mut Stream) {
+    /// One epoch in random order. With learnt histories, each sequence is cut into windows of at
+    /// most the prompt's history, the first cut at a random place, so that every event after the
+    /// first is a target once (as SASRec is trained); else each answer has its own row.
+    fn epoch(&self, stream: &mut Stream) -> Vec<Window> {
         let most = self.material.prompter.options.history;
         let mut windows = Vec::new();
         for (user, sequence) in self.material.sequences.iter().enumerate() {
@@ -235,34 +211,17 @@ impl<'a> Sampler<'a> {
             }
         }
         stream.shuffle(&mut windows);
-        for stretch in windows.chunks_mut(STRETCH * self.batch) {
-            stretch.sort_by_key(Window::events);
-            self.left.extend(stretch.chunks(self.batch).map(<[Window]>::to_vec));
-        }
-        stream.shuffle(&mut self.left);
-        let targets: usize = windows.iter().map(|window| self.targets(window)).sum();
-        self.mean = (targets * self.batch) as f64 / windows.len() as f64;
-    }
-
-    fn targets(&self, window: &Window) -> usize {
-        if self.learn_history { window.events() } else { 1 }
-    }
-
-    /// The next batch, all prompts with one template. At the end of an epoch it may be short.
-    pub fn draw(&mut self, listed: bool, template: usize, stream: &mut Stream) -> Drawn {
-        let windows = loop {
-            match self.left.pop() {
-                Some(windows) => break windows,
-                None => self.epoch(stream),
-            }
-        };
-        let targets: usize = windows.iter().map(|window| self.targets(window)).sum();
-        let rows = windows.into_iter().map(|window| self.row(window, listed, template, stream));
-        Drawn { rows: rows.collect(), weight: targets as f64 / self.mean }
+        windows
     }
 
     /// One row; listed prompts have the answer and uniform items that the user has no event with.
-    fn row(&self, window: Window, listed: bool, template: usize, stream: &mut Stream) -> Row {
+    pub fn row(&mut self, listed: bool, template: usize, stream: &mut Stream) -> Row {
+        let window = loop {
+            match self.left.pop() {
+                Some(window) => break window,
+                None => self.left = self.epoch(stream),
+            }
+        };
         let material = self.material;
         let sequence = &material.sequences[window.user];
         let answer = sequence[window.answer];
@@ -365,7 +324,7 @@ pub fn stage(
 ) -> Result<Vec<Record>> {
     let stage = if fusion { &options.fusion } else { &options.warm_up };
     let name = if fusion { "fusion" } else { "warm-up" };
-    let mut sampler = Sampler::new(material, options.learn_history, stage.batch)?;
+    let mut sampler = Sampler::new(material, options.learn_history)?;
     let mut stream = seed.stream(&format!("train/{name}"));
     let mut groups = Groups::new(model, options);
     let total = stage.steps as u64;
@@ -390,7 +349,8 @@ pub fn stage(
         let plain = used == [false; 3] && view.tokens.is_none();
         let listed = !by_item && stream.chance(stage.listed);
         let template = stream.below(crate::prompt::TEMPLATES.len());
-        let Drawn { mut rows, weight } = sampler.draw(listed, template, &mut stream);
+        let mut rows: Vec<Row> =
+            (0..stage.batch).map(|_| sampler.row(listed, template, &mut stream)).collect();
         // slices of like lengths waste less padding
         rows.sort_by_key(|row| row.ids.len());
         let per_slice = rows.len().div_ceil(options.slices.max(1)).max(1);
@@ -414,7 +374,7 @@ pub fn stage(
                 fusion: Dropout::new(options.fusion_dropout, stream("fusion")),
             };
             let loss = model.loss(batch, material.modalities, &view, material.pool, &mut noise)?;
-            Ok((loss * (weight * batch.targets as f64 / targets as f64))?)
+            Ok((loss * (batch.targets as f64 / targets as f64))?)
         };
         let (loss, mut gradients) = workers.gradients(&parameters, batches.len(), loss_of)?;
         gradients.clip_global_norm(options.clip)?;
@@ -425,7 +385,7 @@ pub fn stage(
             let part = tensors.by_ref().take(own.len()).collect();
             adamw.step(&Gradients::from_tensors(part, &own)?, rate)?;
         }
-        sum += loss / weight;
+        sum += loss;
         count += 1;
         if (step + 1) % 25 == 0 || step + 1 == stage.steps {
             records.push(Record { step: step + 1, loss: sum / f64::from(count) });

@@ -112,7 +112,6 @@ pub(super) fn ablations(config: &Config, prepare: &Prepare<'_>) -> Result<Vec<Va
     let steps = config.bench.variant_steps.min(config.train.fusion.steps);
     let mut alike = config.clone();
     alike.train.fusion.steps = steps;
-    alike.train.fusion.batch = config.bench.variant_batch;
     let changed = variants(&alike).into_iter().filter(|(name, _)| config.bench.trains(name));
     let mut chosen: Vec<(String, Config)> =
         changed.map(|(name, changed)| (name.to_owned(), changed)).collect();

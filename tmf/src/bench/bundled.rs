@@ -4,7 +4,7 @@ use common::Result;
 use common::encode::TextEncoder;
 use common::rng::Seed;
 
-use super::{Context, alone};
+use super::Context;
 use crate::bundle::Piece;
 use crate::config::Config;
 use crate::data::{Dataset, Part, movielens};
@@ -34,7 +34,7 @@ pub fn prepared(
 pub fn ids(prepared: &Prepared, config: &Config, context: &Context) -> Vec<String> {
     let id = |&seed: &u64| {
         let seed = Seed::new(seed);
-        pipeline::bundled_id(prepared, &alone(config), seed, seed)
+        pipeline::bundled_id(prepared, config, seed, seed)
     };
     context.seeds.iter().map(id).collect()
 }
@@ -44,7 +44,7 @@ pub fn ids(prepared: &Prepared, config: &Config, context: &Context) -> Vec<Strin
 /// # Errors
 /// Those of assets and training.
 pub fn pieces(config: &Config, context: &Context) -> Result<Vec<Piece>> {
-    let config = Config { bundled: false, ..alone(config) };
+    let config = Config { bundled: false, ..config.clone() };
     let data = movielens::load(&context.assets, false)?;
     let encoder = TextEncoder::minilm(&context.assets)?.with_cache(&context.encoded)?;
     let text = pipeline::text(&data, &encoder)?;

@@ -80,21 +80,12 @@ fn ahead(context: &Context, jobs: &[Job<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// The config of models that are trained side by side, one a core: slices of their batches would
-/// only compute the items' vectors twice.
-fn alone(config: &Config) -> Config {
-    let mut config = config.clone();
-    config.train.slices = 1;
-    config
-}
-
 /// Runs all parts.
 ///
 /// # Errors
 /// A damaged asset, an interrupt.
 pub fn run(config: &Config, context: &Context) -> Result<Report> {
     let mut report = Report::new("tmf", context.profile.name());
-    let config = &alone(config);
     movielens::run(config, context, &mut report)?;
     synthetic::run(config, context, &mut report)?;
     report.rows.extend(walmart());

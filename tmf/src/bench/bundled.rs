@@ -5,7 +5,7 @@ use common::encode::TextEncoder;
 use common::rng::Seed;
 
 use super::Context;
-use crate::bundle::Piece;
+use crate::bundle::{self, Piece};
 use crate::config::Config;
 use crate::data::{Dataset, Part, movielens};
 use crate::encoders::graph::GraphEmbeddings;
@@ -37,6 +37,15 @@ pub fn ids(prepared: &Prepared, config: &Config, context: &Context) -> Vec<Strin
         pipeline::bundled_id(prepared, config, seed, seed)
     };
     context.seeds.iter().map(id).collect()
+}
+
+/// Whether all main models come with the crate.
+pub(super) fn all(prepared: &Prepared, config: &Config, context: &Context) -> Result<bool> {
+    let mut found = config.bundled;
+    for id in ids(prepared, config, context) {
+        found &= bundle::find::<serde_json::Value>(&id)?.is_some();
+    }
+    Ok(found)
 }
 
 /// The main models and the graph embeddings, from the cache or trained now.

@@ -12,7 +12,7 @@ use common::rng::Seed;
 use common::{Error, Result, stats};
 use serde_json::json;
 
-use super::{Context, Job, Line, ablations, ahead, over_seeds, ranking, row};
+use super::{Context, Job, Line, ablations, ahead, bundled, over_seeds, ranking, row};
 use crate::baselines::{self, Baseline, FullScores};
 use crate::config::{Config, GraphEncoder};
 use crate::data::{Dataset, Part, Question, Step, candidates, movielens};
@@ -199,11 +199,16 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     let ours = Ours { config, context, prepared: &prepared, fitted: &fitted };
     let modalities = prepared.switched(config);
     let all = ours.score(&asked, &modalities, |scorer| scorer)?;
-    let note = "answers by item token; a small LM trained from scratch in place of Llama2-7B; no \
-                images exist for this data, so image is absent";
+    let mut note =
+        "answers by item token; a small LM trained from scratch in place of Llama2-7B; no \
+                    images exist for this data, so image is absent"
+            .to_owned();
+    if bundled::all(&prepared, config, context)? {
+        note.push_str("; the weights come with the crate (bundled = false trains them)");
+    }
     let on_valid = eval::hits(&eval::ranks(&asked.valid, &all.valid), 1);
     tracing::info!("hr@1 on validation: {:.4}", stats::mean_sd(&on_valid).0);
-    table.add("TMF", Role::Paper, &all, Some(note.into()), started);
+    table.add("TMF", Role::Paper, &all, Some(note), started);
     let ensemble = ensembles(&mut table, &all, &light_gcn, &others)?;
     ablations::controls(&mut table, &ours, &modalities)?;
     ablations::trained_again(&mut table, config, context, &again)?;

@@ -346,6 +346,21 @@ fn trainings(baseline: Baseline, context: &Context) -> &[u64] {
     &context.seeds[..trained]
 }
 
+/// Scores of the whole catalogue at validation and at test by a baseline over ids.
+fn full_scores(
+    baseline: Baseline,
+    data: &Dataset,
+    questions: &[Vec<Question>; 2],
+    config: &Config,
+    context: &Context,
+    seed: u64,
+    workers: &Workers,
+) -> Result<[FullScores; 2]> {
+    let both = [&questions[0][..], &questions[1][..]];
+    let (epochs, threads) = (config.bench.baseline_epochs, workers.threads());
+    baselines::scores(baseline, data, both, epochs, Seed::new(seed), &context.kept, threads)
+}
+
 /// The trained baselines, the long ones first.
 fn baseline_jobs<'a>(
     data: &'a Dataset,
@@ -360,10 +375,7 @@ fn baseline_jobs<'a>(
     for baseline in [Baseline::Gru4rec, Baseline::Sasrec, Baseline::Bpr] {
         for &seed in trainings(baseline, context) {
             jobs.push(Box::new(move |workers| {
-                let both = [&questions[0][..], &questions[1][..]];
-                let (epochs, kept) = (config.bench.baseline_epochs, &context.kept);
-                let (seed, threads) = (Seed::new(seed), workers.threads());
-                baselines::scores(baseline, data, both, epochs, seed, kept, threads).map(drop)
+                full_scores(baseline, data, questions, config, context, seed, workers).map(drop)
             }));
         }
     }
@@ -380,16 +392,10 @@ fn models_over_ids(
     let mut others = Vec::new();
     for baseline in Baseline::ALL {
         let started = Instant::now();
-        let both = [&questions[0][..], &questions[1][..]];
-        let epochs = config.bench.baseline_epochs;
         let seeds = trainings(baseline, context);
         let answers = seeds
             .iter()
-            .map(|&seed| {
-                let threads = context.workers.threads();
-                let kept = &context.kept;
-                baselines::scores(baseline, data, both, epochs, Seed::new(seed), kept, threads)
-            })
+            .map(|&s| full_scores(baseline, data, questions, config, context, s, &context.workers))
             .collect::<Result<Vec<_>>>()?;
         let of = |seed: usize| &answers[seed.min(seeds.len() - 1)];
         let asked = table.asked;

@@ -241,7 +241,6 @@ impl BenchDataset {
         for training in [&mut baselines.sasrec.training, &mut baselines.gru4rec.training] {
             training.learning_rate = 2e-3;
             training.epochs = 24;
-            training.patience = 3;
             // better on validation cases than any single epoch
             training.average = 0.99;
         }
@@ -249,6 +248,7 @@ impl BenchDataset {
         baselines.sasrec.dropout = 0.3;
         baselines.sasrec.training.batch = 32;
         baselines.sasrec.training.epochs = 16;
+        baselines.gru4rec.training.patience = 3;
         // titles say little about films, who watched them says more
         let tokenizer = TokenizerConfig {
             collisions: Collisions::Nearest,

@@ -21,12 +21,21 @@ const BATCH: usize = 64;
 /// Those of the passes.
 pub fn predict(lm: &Lm, prompts: &[Prompt], workers: &Workers) -> Result<Vec<f64>> {
     let model = Recommender { lm: lm.frozen()? };
-    let parts: Vec<&[Prompt]> = prompts.chunks(BATCH).collect();
-    let parts = workers.map(parts.len(), |at| {
-        let logits = model.answer_logits(&Batch::new(parts[at])?)?.to_vec2::<f32>()?;
-        Ok(logits.iter().map(|l| sigmoid(f64::from(l[1]) - f64::from(l[0]))).collect::<Vec<_>>())
+    // prompts of like length share a pass, which saves padding
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    order.sort_by_key(|&at| prompts[at].ids.len());
+    let passes: Vec<&[usize]> = order.chunks(BATCH).collect();
+    let logits = workers.map(passes.len(), |pass| {
+        let batch = Batch::new(passes[pass].iter().map(|&at| &prompts[at]))?;
+        Ok(model.answer_logits(&batch)?.to_vec2::<f32>()?)
     })?;
-    Ok(parts.concat())
+    let mut logits = logits.into_iter().flatten();
+    let mut yes: Vec<Vec<f64>> = vec![Vec::new(); prompts.len()];
+    for at in order {
+        let own = logits.by_ref().take(prompts[at].answers.len());
+        yes[at] = own.map(|l| sigmoid(f64::from(l[1]) - f64::from(l[0]))).collect();
+    }
+    Ok(yes.concat())
 }
 
 fn sigmoid(x: f64) -> f64 {

@@ -1,18 +1,14 @@
 //! What the model is compared with: counting floors, factorisation, sequence models, and the graph
 //! model alone. All see the same training events and answer the same questions.
 
-use std::collections::BTreeMap;
-
-use candle_core::{Device, Tensor};
+use common::Result;
 use common::checkpoint::Trained;
 use common::recommend::{
     Bpr, BprOptions, Gru4rec, Gru4recOptions, HeldOut, ItemKnn, ItemKnnOptions, Markov, Popularity,
     Sasrec, SasrecOptions, TrainOptions,
 };
 use common::rng::Seed;
-use common::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use crate::data::{Dataset, Part, Question};
 
@@ -78,9 +74,6 @@ const AVERAGE: f64 = 0.99;
 /// and a learning rate of 0.002 (dropout 0.3 to 0.5, batches of 32 and 64, rates of 0.001 to 0.004).
 const SASREC_EPOCHS: usize = 16;
 const SASREC_DROPOUT: f64 = 0.3;
-
-/// Changes with the settings above: what was trained before is not taken from the cache.
-const TRAINING: u32 = 3;
 
 /// Scores of all items for each question of one part: `[questions][items]`.
 pub type FullScores = Vec<Vec<f32>>;
@@ -151,47 +144,32 @@ pub fn scores(
                     target: question.answer,
                 })
                 .collect();
-            let hashed = common::run::hash8(format!("{train:?}{histories:?}").as_bytes());
-            let key = json!({ "baseline": baseline, "data": hashed, "epochs": epochs, "seed": seed,
-                        "version": TRAINING });
             let training =
                 TrainOptions { epochs, threads, average: AVERAGE, ..TrainOptions::default() };
-            let name = format!("tmf-{}", baseline.name().to_lowercase());
-            let (tensors, ()) = kept.get_or_train(&name, &key, |_| {
-                let answers: [FullScores; 2] = match baseline {
-                    Baseline::Bpr => {
-                        let options = BprOptions { epochs, ..BprOptions::default() };
-                        let model = Bpr::fit(&train, items, &held, options, seed)?;
-                        questions.map(|q| q.iter().map(|q| model.scores(q.user)).collect())
-                    }
-                    Baseline::Sasrec => {
-                        let training = TrainOptions {
-                            epochs: epochs.min(SASREC_EPOCHS),
-                            batch: 32,
-                            learning_rate: 2e-3,
-                            ..training
-                        };
-                        let dropout = SASREC_DROPOUT;
-                        let options =
-                            SasrecOptions { dropout, training, ..SasrecOptions::default() };
-                        let model = Sasrec::fit(&train, items, &held, options, seed)?;
-                        both(&histories, |histories| model.scores(histories))?
-                    }
-                    _ => {
-                        let options = Gru4recOptions { training, ..Gru4recOptions::default() };
-                        let model = Gru4rec::fit(&train, items, &held, options, seed)?;
-                        both(&histories, |histories| model.scores(histories))?
-                    }
-                };
-                let [valid, test] = answers.map(|rows| tensor(rows, items));
-                Ok((BTreeMap::from([("valid".into(), valid?), ("test".into(), test?)]), ()))
-            })?;
-            let rows = |name: &str| {
-                let tensor = tensors.get(name);
-                let tensor = tensor.ok_or_else(|| Error::Bug(format!("no {name} scores")))?;
-                Ok::<_, Error>(tensor.to_vec2::<f32>()?)
-            };
-            Ok([rows("valid")?, rows("test")?])
+            match baseline {
+                Baseline::Bpr => {
+                    let options = BprOptions { epochs, ..BprOptions::default() };
+                    let model = Bpr::fit_once(kept, &train, items, &held, options, seed)?;
+                    Ok(questions.map(|q| q.iter().map(|q| model.scores(q.user)).collect()))
+                }
+                Baseline::Sasrec => {
+                    let training = TrainOptions {
+                        epochs: epochs.min(SASREC_EPOCHS),
+                        batch: 32,
+                        learning_rate: 2e-3,
+                        ..training
+                    };
+                    let dropout = SASREC_DROPOUT;
+                    let options = SasrecOptions { dropout, training, ..SasrecOptions::default() };
+                    let model = Sasrec::fit_once(kept, &train, items, &held, options, seed)?;
+                    both(&histories, |histories| model.scores(histories))
+                }
+                _ => {
+                    let options = Gru4recOptions { training, ..Gru4recOptions::default() };
+                    let model = Gru4rec::fit_once(kept, &train, items, &held, options, seed)?;
+                    both(&histories, |histories| model.scores(histories))
+                }
+            }
         }
     }
 }
@@ -205,9 +183,4 @@ fn both(
         scores(&histories)
     };
     Ok([of(&histories[0])?, of(&histories[1])?])
-}
-
-fn tensor(rows: FullScores, items: usize) -> Result<Tensor> {
-    let count = rows.len();
-    Ok(Tensor::from_vec(rows.concat(), (count, items), &Device::Cpu)?)
 }

@@ -2,6 +2,7 @@
 //! pieces are kept by the hash of all they depend on.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use common::checkpoint::Trained;
@@ -24,7 +25,7 @@ use crate::tokens::Vocabulary;
 use crate::train::{Material, Record, stage};
 
 /// Raise when a change of the code changes what training gives.
-const CODE: u32 = 3;
+const CODE: u32 = 4;
 
 /// A data set ready for training: what is trained on, prompts and frozen embeddings.
 #[derive(Debug)]
@@ -78,6 +79,26 @@ impl Prepared {
         let pool = Pool::new(pool, data.items.len());
         let fingerprint = common::run::hash8(hashed.as_bytes());
         Ok(Self { data, train, pool, known, prompter, modalities, fingerprint, sources })
+    }
+
+    /// The same for a config with other prompts; the vocabulary and what is frozen stay.
+    ///
+    /// # Errors
+    /// None but bugs.
+    pub fn prompting(&self, config: &Config) -> Result<Self> {
+        let json = self.prompter.vocabulary.json().to_owned();
+        let name = Path::new("the trained tokenizer");
+        let vocabulary = Vocabulary::from_json(json, &self.data.behaviours, name)?;
+        Ok(Self {
+            data: self.data.clone(),
+            train: self.train.clone(),
+            pool: self.pool.clone(),
+            known: self.known.clone(),
+            prompter: Prompter::new(vocabulary, &self.data, config.prompt.clone())?,
+            modalities: self.modalities.clone(),
+            fingerprint: self.fingerprint.clone(),
+            sources: self.sources.clone(),
+        })
     }
 
     fn material<'a>(&'a self, modalities: &'a Modalities, config: &Config) -> Material<'a> {

@@ -227,19 +227,25 @@ fn learn_merges(texts: &[(impl AsRef<str>, usize)], merges: usize) -> Vec<(usize
         .into_iter()
         .map(|(word, count)| (word.bytes().map(usize::from).collect(), count))
         .collect();
+    let mut pairs: HashMap<(usize, usize), usize> = HashMap::new();
+    for (word, count) in &words {
+        for pair in word.windows(2) {
+            *pairs.entry((pair[0], pair[1])).or_default() += count;
+        }
+    }
     let mut learnt = Vec::new();
     while learnt.len() < merges {
-        let mut pairs: HashMap<(usize, usize), usize> = HashMap::new();
-        for (word, count) in &words {
-            for pair in word.windows(2) {
-                *pairs.entry((pair[0], pair[1])).or_default() += count;
-            }
-        }
-        let best = pairs.into_iter().max_by_key(|&(pair, count)| (count, std::cmp::Reverse(pair)));
-        let Some((pair, 2..)) = best else { break };
+        let best = pairs.iter().max_by_key(|&(pair, count)| (count, std::cmp::Reverse(pair)));
+        let Some((&pair, 2..)) = best else { break };
         let joined = 256 + learnt.len();
         learnt.push(pair);
-        for (word, _) in &mut words {
+        for (word, count) in &mut words {
+            if !word.windows(2).any(|two| (two[0], two[1]) == pair) {
+                continue;
+            }
+            for two in word.windows(2) {
+                pairs.entry((two[0], two[1])).and_modify(|total| *total -= *count);
+            }
             let mut at = 0;
             while at + 1 < word.len() {
                 if (word[at], word[at + 1]) == pair {
@@ -247,6 +253,9 @@ fn learn_merges(texts: &[(impl AsRef<str>, usize)], merges: usize) -> Vec<(usize
                     word.remove(at + 1);
                 }
                 at += 1;
+            }
+            for two in word.windows(2) {
+                *pairs.entry((two[0], two[1])).or_default() += *count;
             }
         }
     }

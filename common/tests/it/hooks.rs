@@ -211,26 +211,78 @@ fn patched_circuits_equal_the_golden() {
     }
 }
 
+/// A model with adapters that do something, and ids for it.
+fn with_adapters(name: &str) -> (Lm, common::nn::Parameters, Tensor) {
+    let mut model = Lm::load(&golden(env!("CARGO_MANIFEST_DIR"), "lm").join(name)).unwrap();
+    let targets = ["c_attn", "q_proj", "o_proj"].map(str::to_owned).to_vec();
+    let options = LoraOptions { targets, ..LoraOptions::default() };
+    let adapters = model.attach_lora(&options, Seed::new(1)).unwrap();
+    for (name, var) in adapters.iter().filter(|(name, _)| name.contains("lora_B")) {
+        var.set(&Seed::new(2).stream(name).normal_tensor(var.shape(), 0.1).unwrap()).unwrap();
+    }
+    let ids = Tensor::new(&[[5u32, 9, 2, 40, 17], [1, 2, 3, 4, 5]], &Device::Cpu).unwrap();
+    (model, adapters, ids)
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+}
+
+/// Changes nothing; says whether it wants to see what is read.
+struct Nothing {
+    reads: bool,
+}
+
+impl Hooks for Nothing {
+    fn reads(&self) -> bool {
+        self.reads
+    }
+}
+
 #[test]
 fn hooks_that_do_nothing_change_nothing() {
-    struct Nothing;
-    impl Hooks for Nothing {}
-    let folder = golden(env!("CARGO_MANIFEST_DIR"), "lm");
     for name in ["gpt2_tiny", "llama_tiny", "qwen2_tiny_tied"] {
-        let mut model = Lm::load(&folder.join(name)).unwrap();
-        let targets = ["c_attn", "q_proj", "o_proj"].map(str::to_owned).to_vec();
-        let options = LoraOptions { targets, ..LoraOptions::default() };
-        let adapters = model.attach_lora(&options, Seed::new(1)).unwrap();
-        for (name, var) in adapters.iter().filter(|(name, _)| name.contains("lora_B")) {
-            var.set(&Seed::new(2).stream(name).normal_tensor(var.shape(), 0.1).unwrap()).unwrap();
+        let (model, adapters, ids) = with_adapters(name);
+        let plain = values(&model.logits(&ids, Pass::default()).unwrap());
+        for reads in [true, false] {
+            let hooked = model.logits_hooked(&ids, &mut Nothing { reads }).unwrap();
+            assert_close(&values(&hooked), &plain, 1e-4, 0.0);
+            // the adapters are trained through the hooked pass, too
+            let grads = hooked.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            assert!(adapters.iter().all(|(_, var)| grads.get(var).is_some()));
         }
-        let ids = Tensor::new(&[[5u32, 9, 2, 40, 17], [1, 2, 3, 4, 5]], &Device::Cpu).unwrap();
-        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let plain = values(model.logits(&ids, Pass::default()).unwrap());
-        let hooked = model.logits_hooked(&ids, &mut Nothing).unwrap();
-        assert_close(&values(hooked.clone()), &plain, 1e-4, 0.0);
-        // the adapters are trained through the hooked pass, too
-        let grads = hooked.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-        assert!(adapters.iter().all(|(_, var)| grads.get(var).is_some()));
+    }
+}
+
+/// Wanted rows are those of the whole pass, and so are the gradients that come from them.
+#[test]
+fn some_rows_are_those_of_the_whole_pass() {
+    for name in ["gpt2_tiny", "llama_tiny", "qwen2_tiny_tied"] {
+        let (model, adapters, ids) = with_adapters(name);
+        let rows = Tensor::new(&[7u32, 0, 4, 7], &Device::Cpu).unwrap();
+        let whole = model.hidden(&ids, Pass::default()).unwrap().flatten_to(1).unwrap();
+        let expected = whole.index_select(&rows, 0).unwrap();
+        let gradients = |hidden: &Tensor| -> Vec<Vec<f32>> {
+            let grads = hidden.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let all = model.parameters().iter().chain(adapters.iter());
+            all.filter_map(|(_, var)| Some(values(grads.get(var)?))).collect()
+        };
+        let by_whole = gradients(&expected);
+        let pass = Pass { rows: Some(&rows), ..Pass::default() };
+        let plain = model.hidden(&ids, pass).unwrap();
+        let hooked = |reads| model.rows_hooked(&ids, Some(&rows), &mut Nothing { reads }).unwrap();
+        for found in [plain, hooked(true), hooked(false)] {
+            assert_close(&values(&found), &values(&expected), 1e-5, 1e-5);
+            let found = gradients(&found);
+            assert_eq!(found.len(), by_whole.len());
+            for (found, expected) in found.iter().zip(&by_whole) {
+                let scale = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
+                assert_close(found, expected, f64::from(scale) * 1e-4, 0.0);
+            }
+        }
+        let last = model.last_logits(&ids, Pass::default()).unwrap();
+        let logits = model.logits(&ids, Pass::default()).unwrap();
+        let expected = logits.narrow(1, 4, 1).unwrap();
+        assert_close(&values(&last), &values(&expected), 1e-5, 1e-5);
     }
 }

@@ -1,5 +1,6 @@
 //! The shared baselines on a toy world whose next item is known.
 
+use common::checkpoint::Trained;
 use common::recommend::{
     Bpr, BprOptions, Gru4rec, Gru4recOptions, HeldOut, Markov, Sasrec, SasrecOptions, TrainOptions,
     validation_ndcg,
@@ -195,4 +196,44 @@ fn nothing_to_learn_from_is_an_error() {
     assert!(error.to_string().contains("2 sequences without two items"), "{error}");
     let bad = SasrecOptions { heads: 3, ..sasrec(1) };
     assert!(Sasrec::new(ITEMS, bad, Seed::new(1)).unwrap_err().to_string().contains("divide"));
+}
+
+#[test]
+fn a_training_is_kept_whatever_the_threads() {
+    let mut sequences = toy(2, 40, 8);
+    let valid = held(&mut sequences);
+    let folder = tempfile::tempdir().unwrap();
+    let kept = Trained::new(folder.path());
+    let count = || std::fs::read_dir(folder.path()).unwrap().count();
+    let histories: Vec<&[u32]> = valid.iter().map(|held| &held.history[..]).collect();
+    let seed = Seed::new(3);
+
+    let of = |threads: usize, seed: Seed| {
+        let options = sasrec(2);
+        let training = TrainOptions { threads, ..options.training };
+        let options = SasrecOptions { training, ..options };
+        Sasrec::fit_once(&kept, &sequences, ITEMS, &valid, options, seed).unwrap()
+    };
+    let plain = Sasrec::fit(&sequences, ITEMS, &valid, sasrec(2), seed).unwrap();
+    for threads in [1, 2] {
+        let model = of(threads, seed);
+        assert_eq!(model.scores(&histories).unwrap(), plain.scores(&histories).unwrap());
+        assert_eq!(model.history(), plain.history());
+        assert_eq!(count(), 1);
+    }
+    of(1, Seed::new(4));
+    assert_eq!(count(), 2);
+
+    let fit_gru = || Gru4rec::fit_once(&kept, &sequences, ITEMS, &valid, gru(2), seed).unwrap();
+    let scores = fit_gru().scores(&histories).unwrap();
+    assert_eq!(fit_gru().scores(&histories).unwrap(), scores);
+    assert_eq!(count(), 3);
+
+    let options = BprOptions { epochs: 2, ..BprOptions::default() };
+    let plain = Bpr::fit(&sequences, ITEMS, &valid, options, seed).unwrap();
+    for _ in 0..2 {
+        let model = Bpr::fit_once(&kept, &sequences, ITEMS, &valid, options, seed).unwrap();
+        assert_eq!(model.scores(5), plain.scores(5));
+        assert_eq!(count(), 4);
+    }
 }

@@ -56,6 +56,15 @@ pub(super) struct Answers {
     pub relearned: Option<Vec<f64>>,
 }
 
+/// What one model, or several on average, predict on all sets.
+struct Predicted {
+    forget: Vec<f64>,
+    full: Vec<Vec<f32>>,
+    held_out: Vec<f64>,
+    test: Vec<f64>,
+    tuning: Vec<f64>,
+}
+
 /// A run of a method with one seed.
 #[derive(Debug, Clone)]
 pub(super) struct Run {
@@ -121,8 +130,30 @@ impl Sets {
         }
     }
 
-    fn answers(&self, lm: &Lm, relearn: Option<(usize, Seed)>, one: &Workers) -> Result<Answers> {
+    fn predict(&self, lm: &Lm, one: &Workers) -> Result<Predicted> {
         let full = &self.forget.prompts[..FULL_WINDOWS.min(self.forget.prompts.len())];
+        Ok(Predicted {
+            forget: predict(lm, &self.forget.prompts, one)?,
+            full: predict_full(lm, full)?,
+            held_out: predict(lm, &self.held_out.prompts, one)?,
+            test: predict(lm, &self.test.prompts, one)?,
+            tuning: predict(lm, &self.tuning.prompts, one)?,
+        })
+    }
+
+    fn judge(&self, predicted: Predicted, relearned: Option<Vec<f64>>) -> Answers {
+        let Predicted { forget, full, held_out, test, tuning } = predicted;
+        Answers {
+            forget,
+            full,
+            held_out,
+            test: Quality::of(&self.test.labels, &test),
+            tuning: Quality::of(&self.tuning.labels, &tuning).log_loss,
+            relearned,
+        }
+    }
+
+    fn answers(&self, lm: &Lm, relearn: Option<(usize, Seed)>, one: &Workers) -> Result<Answers> {
         let relearned = match relearn {
             Some((steps, seed)) if steps > 0 => {
                 let tuned = tune(lm, &self.relearn, steps, 16, 1e-3, seed, one)?;
@@ -130,14 +161,7 @@ impl Sets {
             }
             _ => None,
         };
-        Ok(Answers {
-            forget: predict(lm, &self.forget.prompts, one)?,
-            full: predict_full(lm, full)?,
-            held_out: predict(lm, &self.held_out.prompts, one)?,
-            test: self.test.quality(lm, one)?,
-            tuning: self.tuning.quality(lm, one)?.log_loss,
-            relearned,
-        })
+        Ok(self.judge(self.predict(lm, one)?, relearned))
     }
 
     /// Membership attack on a model's answers.
@@ -440,12 +464,12 @@ fn sharded(
             let jobs: Vec<Job<'_>> =
                 windows.iter().map(|windows| Job { name: "shard", seed, windows }).collect();
             let members = models.train(&jobs)?;
-            let answers = workers
-                .map(members.len(), |at| sets.answers(&members[at].lm, None, &Workers::new(1)?))?;
+            let predicted = workers
+                .map(members.len(), |at| sets.predict(&members[at].lm, &Workers::new(1)?))?;
             let share = affected as f64 / SHARDS as f64;
             let sum = |part: fn(&Model) -> f64| share * members.iter().map(part).sum::<f64>();
             runs.push(Run {
-                answers: mean_answers(sets, &members, &answers)?,
+                answers: sets.judge(mean_of(&predicted), None),
                 seconds: Seconds { update: sum(|m| m.seconds), ..Seconds::default() },
                 tokens: sum(|m| m.tokens),
                 lr: 0.0,
@@ -459,34 +483,23 @@ fn sharded(
     Ok(all)
 }
 
-fn mean_answers(sets: &Sets, members: &[Model], answers: &[Answers]) -> Result<Answers> {
-    let mean = |part: &dyn Fn(&Answers) -> &[f64]| -> Vec<f64> {
-        let n = answers.len() as f64;
-        let count = part(&answers[0]).len();
-        (0..count).map(|at| answers.iter().map(|a| part(a)[at]).sum::<f64>() / n).collect()
+/// The mean of several models' predictions.
+fn mean_of(all: &[Predicted]) -> Predicted {
+    let mean = |part: fn(&Predicted) -> &[f64]| -> Vec<f64> {
+        let count = part(&all[0]).len();
+        (0..count)
+            .map(|at| all.iter().map(|p| part(p)[at]).sum::<f64>() / all.len() as f64)
+            .collect()
     };
-    let of = |part: &Part| {
-        let one = Workers::new(1)?;
-        let each = members.iter().map(|m| predict(&m.lm, &part.prompts, &one));
-        let each = each.collect::<Result<Vec<_>>>()?;
-        let n = each.len() as f64;
-        let mean: Vec<f64> =
-            (0..part.labels.len()).map(|at| each.iter().map(|p| p[at]).sum::<f64>() / n).collect();
-        Ok::<_, Error>(Quality::of(&part.labels, &mean))
+    let row = |at: usize| -> Vec<f32> {
+        let of = |token: usize| all.iter().map(|p| p.full[at][token]).sum::<f32>();
+        (0..all[0].full[at].len()).map(|token| of(token) / all.len() as f32).collect()
     };
-    let full = (0..answers[0].full.len())
-        .map(|at| {
-            let tokens = answers[0].full[at].len();
-            let n = answers.len() as f32;
-            (0..tokens).map(|t| answers.iter().map(|a| a.full[at][t]).sum::<f32>() / n).collect()
-        })
-        .collect();
-    Ok(Answers {
-        forget: mean(&|a| &a.forget),
-        full,
-        held_out: mean(&|a| &a.held_out),
-        test: of(&sets.test)?,
-        tuning: of(&sets.tuning)?.log_loss,
-        relearned: None,
-    })
+    Predicted {
+        forget: mean(|p| &p.forget),
+        full: (0..all[0].full.len()).map(row).collect(),
+        held_out: mean(|p| &p.held_out),
+        test: mean(|p| &p.test),
+        tuning: mean(|p| &p.tuning),
+    }
 }

@@ -60,8 +60,7 @@ pub struct Recommender {
 impl Recommender {
     /// Hidden states `[answers, hidden]` after which the answers come.
     fn answer_states(&self, batch: &Batch) -> Result<Tensor> {
-        let hidden = self.lm.hidden(&batch.ids, Pass::default())?.flatten_to(1)?;
-        Ok(ops::embedding(&hidden, &batch.rows)?)
+        self.lm.hidden(&batch.ids, Pass { rows: Some(&batch.rows), ..Pass::default() })
     }
 
     /// Logits of No and Yes, `[answers, 2]`.

@@ -28,7 +28,7 @@ const CLIP: f64 = 1.0;
 /// Steps of the learning rate's rise.
 const WARMUP: u64 = 50;
 /// Raised whenever a change here changes what a training yields.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Mean loss of every epoch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -122,8 +122,8 @@ pub fn fit(
     Ok((model.lm, history))
 }
 
-/// Loss and gradients of a batch, in [`SLICES`] parts weighted by their answers. A batch without
-/// answers has no gradient and is an error.
+/// Loss and gradients of a batch, in [`SLICES`] parts of prompts of like length, weighted by their
+/// answers. A batch without answers has no gradient and is an error.
 fn workers_gradients(
     workers: &Workers,
     parameters: &Parameters,
@@ -131,6 +131,8 @@ fn workers_gradients(
     loss: impl Fn(&Batch) -> Result<Tensor> + Sync,
 ) -> Result<(f64, common::optim::Gradients)> {
     let size = batch.len().div_ceil(SLICES.min(batch.len().max(1)));
+    let mut batch = batch.to_vec();
+    batch.sort_by_key(|prompt| prompt.ids.len());
     let parts: Vec<Batch> = batch
         .chunks(size.max(1))
         .map(|part| Batch::new(part.iter().copied()))

@@ -122,9 +122,9 @@ pub fn noisy_sft_loss(
         0.0 => None,
         noise => Some((model.embedding().forward(&ids)? + noise_of(model, batch, noise, stream)?)?),
     };
-    let hidden = model.hidden(&ids, Pass { inputs: inputs.as_ref(), ..Pass::default() })?;
     let places = Tensor::new(&places[..], &Device::Cpu)?;
-    let hidden = hidden.flatten_to(1)?.index_select(&places, 0)?;
+    let pass = Pass { inputs: inputs.as_ref(), rows: Some(&places), ..Pass::default() };
+    let hidden = model.hidden(&ids, pass)?;
     let targets = Tensor::new(&targets[..], &Device::Cpu)?;
     Ok(ops::linear_cross_entropy(&hidden, model.output_weight(), None, &targets)?)
 }

@@ -148,8 +148,8 @@ fn evaluate(
         ids.resize(start + longest, choices.comma);
     }
     let ids = Tensor::from_vec(ids, (prompts.len(), longest), &Device::Cpu)?;
-    let hidden = model.hidden(&ids, Pass::default())?.flatten_to(1)?;
-    let hidden = hidden.index_select(&Tensor::new(&places[..], &Device::Cpu)?, 0)?;
+    let rows = Tensor::new(&places[..], &Device::Cpu)?;
+    let hidden = model.hidden(&ids, Pass { rows: Some(&rows), ..Pass::default() })?;
     let names = Tensor::new(&choices.names[..], &Device::Cpu)?;
     let names = model.output_weight().index_select(&names, 0)?;
     let closed = Tensor::from_vec(closed, (places.len(), choices.names.len()), &Device::Cpu)?;

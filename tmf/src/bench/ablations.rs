@@ -95,9 +95,6 @@ fn variants(config: &Config) -> Vec<(&'static str, Config)> {
     ]
 }
 
-/// Prepares the data for a config with other prompts.
-pub(super) type Prepare<'a> = dyn Fn(&Config) -> Result<Prepared> + 'a;
-
 /// A model beside the main one, with the data as its prompts need it.
 pub(super) struct Variant {
     name: String,
@@ -108,7 +105,7 @@ pub(super) struct Variant {
 
 /// Ablations that this profile trains, each with the first seed and `bench.variant_steps` fusion
 /// steps, behind the whole model trained alike.
-pub(super) fn ablations(config: &Config, prepare: &Prepare<'_>) -> Result<Vec<Variant>> {
+pub(super) fn ablations(config: &Config, prepared: &Prepared) -> Result<Vec<Variant>> {
     let steps = config.bench.variant_steps.min(config.train.fusion.steps);
     let mut alike = config.clone();
     alike.train.fusion.steps = steps;
@@ -119,7 +116,7 @@ pub(super) fn ablations(config: &Config, prepare: &Prepare<'_>) -> Result<Vec<Va
         chosen.insert(0, (whole(steps), alike));
     }
     let variant = |(name, config): (String, Config)| {
-        let prepared = prepare(&config)?;
+        let prepared = prepared.prompting(&config)?;
         Ok(Variant { name, role: Role::Ablation, config, prepared })
     };
     chosen.into_iter().map(variant).collect()
@@ -230,11 +227,11 @@ fn title_variants(config: &Config) -> [(&'static str, Role, Config); 3] {
 const ALL_BY_TITLE: &str = "TMF, titles as answers";
 
 /// Those of them that this profile trains.
-pub(super) fn title_models(config: &Config, prepare: &Prepare<'_>) -> Result<Vec<Variant>> {
+pub(super) fn title_models(config: &Config, prepared: &Prepared) -> Result<Vec<Variant>> {
     let all = title_variants(config).into_iter();
     let chosen = all.filter(|(name, ..)| config.bench.trains(name));
     let variant = |(name, role, config): (&str, Role, Config)| {
-        let prepared = prepare(&config)?;
+        let prepared = prepared.prompting(&config)?;
         Ok(Variant { name: name.to_owned(), role, config, prepared })
     };
     chosen.map(variant).collect()

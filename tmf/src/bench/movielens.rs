@@ -171,14 +171,11 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         GraphEncoder::LightGcn => (graph.items.clone(), graph.present.clone()),
         GraphEncoder::Mbht => by_mbht,
     };
-    let encoded = || [None, Some(text.clone()), Some(vectors.clone())];
     let pool: Vec<u32> = (0..data.items.len() as u32).collect();
-    let prepare = |config: &Config| {
-        Prepared::new(data.clone(), train.clone(), pool.clone(), encoded(), config)
-    };
-    let prepared = prepare(config)?;
-    let again = ablations::ablations(config, &prepare)?;
-    let by_title = ablations::title_models(config, &prepare)?;
+    let encoded = [None, Some(text), Some(vectors)];
+    let prepared = Prepared::new(data.clone(), train.clone(), pool, encoded, config)?;
+    let again = ablations::ablations(config, &prepared)?;
+    let by_title = ablations::title_models(config, &prepared)?;
     let started = Instant::now();
     let fit = |seed: u64, workers: &Workers| {
         let seed = Seed::new(seed);

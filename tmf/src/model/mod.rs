@@ -280,8 +280,8 @@ impl Tmf {
             let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
             return self.lm.loss(&batch.ids, &batch.labels, pass);
         }
-        let hidden = self.noisy(batch, inputs, &mut noise.lm)?;
         if !by_item {
+            let hidden = self.noisy(batch, inputs, None, &mut noise.lm)?;
             let kept = hidden.dim(1)? - 1;
             let rows = hidden.narrow(1, 0, kept)?.flatten_to(1)?;
             let labels = batch.labels.narrow(1, 1, kept)?.flatten_all()?;
@@ -292,23 +292,24 @@ impl Tmf {
             batch.answers.iter().map(|&item| pool.place[item as usize]).collect();
         let targets = Tensor::new(&targets.ok_or_else(outside)?[..], &Device::Cpu)?;
         let asked = Tensor::new(&batch.asked[..], &Device::Cpu)?;
-        let rows = ops::embedding(&hidden.flatten_to(1)?, &asked)?;
+        let rows = self.noisy(batch, inputs, Some(&asked), &mut noise.lm)?;
         let table = items.vectors(&pool.items)?.ok_or_else(|| Error::usage(NOTHING))?;
         Ok(ops::linear_cross_entropy(&rows, &table, None, &targets)?)
     }
 
-    /// The LM's last hidden states with dropout of its input and of what each head and feed-forward
-    /// layer adds.
+    /// The LM's last hidden states, or some rows of them, with dropout of its input and of what each
+    /// head and feed-forward layer adds.
     fn noisy(
         &self,
         batch: &Batch,
         inputs: Option<Tensor>,
+        rows: Option<&Tensor>,
         dropout: &mut Dropout,
     ) -> Result<Tensor> {
         if dropout.is_on() {
-            return self.lm.hidden_hooked(&batch.ids, &mut Noisy { inputs, dropout });
+            return self.lm.rows_hooked(&batch.ids, rows, &mut Noisy { inputs, dropout });
         }
-        self.lm.hidden(&batch.ids, Pass { inputs: inputs.as_ref(), ..Pass::default() })
+        self.lm.hidden(&batch.ids, Pass { inputs: inputs.as_ref(), rows, ..Pass::default() })
     }
 
     /// Scores of all items after the asked positions of a batch, `[asked, items]`; `vectors` are
@@ -323,9 +324,9 @@ impl Tmf {
         vectors: &Tensor,
     ) -> Result<Tensor> {
         let inputs = self.inputs(batch, items, &mut Dropout::default())?;
-        let pass = Pass { inputs: inputs.as_ref(), ..Pass::default() };
-        let hidden = self.lm.hidden(&batch.ids, pass)?.detach().flatten_to(1)?;
-        let rows = hidden.index_select(&Tensor::new(&batch.asked[..], &Device::Cpu)?, 0)?;
+        let asked = Tensor::new(&batch.asked[..], &Device::Cpu)?;
+        let pass = Pass { inputs: inputs.as_ref(), rows: Some(&asked), ..Pass::default() };
+        let rows = self.lm.hidden(&batch.ids, pass)?.detach();
         Ok(ops::linear(&rows, vectors, None)?)
     }
 }
@@ -347,6 +348,10 @@ struct Noisy<'a> {
 }
 
 impl Hooks for Noisy<'_> {
+    fn reads(&self) -> bool {
+        false
+    }
+
     fn write(&mut self, writer: Writer, output: Tensor) -> Result<Tensor> {
         let overwritten = self.inputs.take().filter(|_| writer == Writer::Input);
         self.dropout.apply(overwritten.unwrap_or(output))

@@ -2,7 +2,7 @@
 
 use super::axis::{Axis, title};
 use super::canvas::{AXIS, Anchor, Canvas, GRID, INK, SMALL, TEXT, draw, fit, width};
-use super::{Labels, Rgb, color, role_color};
+use super::{Labels, Mark, mark, role_mark};
 use crate::report::{Role, Row, number};
 
 const WIDTH: f64 = 760.0;
@@ -19,7 +19,7 @@ pub struct Bar {
     pub value: f64,
     /// Ends of the whisker.
     pub ci95: Option<[f64; 2]>,
-    /// Decides the colour.
+    /// Decides colour and texture.
     pub role: Role,
 }
 
@@ -40,16 +40,16 @@ pub fn bars(labels: Labels<'_>, bars: &[Bar]) -> String {
         }
     }
     roles.sort();
-    let legend: Vec<(&str, Rgb)> = if roles.len() < 2 {
+    let legend: Vec<Swatch<'_>> = if roles.len() < 2 {
         Vec::new()
     } else {
-        roles.iter().map(|role| (role.name(), role_color(*role))).collect()
+        roles.iter().map(|role| (role.name(), role_mark(*role))).collect()
     };
     let lanes: Vec<Lane<'_>> = shown
         .iter()
         .map(|bar| Lane {
             label: &bar.label,
-            bars: vec![(bar.value, bar.ci95, role_color(bar.role))],
+            bars: vec![(bar.value, bar.ci95, role_mark(bar.role))],
         })
         .collect();
     draw_lanes(labels, &axis, &lanes, &legend)
@@ -84,14 +84,14 @@ pub struct Series {
 pub fn grouped_bars(labels: Labels<'_>, groups: &[String], series: &[Series]) -> String {
     let all = series.iter().flat_map(|series| series.values.iter().copied());
     let axis = Axis::for_bars(all, 5);
-    let legend: Vec<(&str, Rgb)> =
-        series.iter().enumerate().map(|(at, series)| (series.name.as_str(), color(at))).collect();
+    let legend: Vec<Swatch<'_>> =
+        series.iter().enumerate().map(|(at, series)| (series.name.as_str(), mark(at))).collect();
     let lanes: Vec<Lane<'_>> = groups
         .iter()
         .enumerate()
         .map(|(group, label)| {
             let value = |series: &Series| series.values.get(group).copied().unwrap_or(f64::NAN);
-            let bars = series.iter().enumerate().map(|(at, s)| (value(s), None, color(at)));
+            let bars = series.iter().enumerate().map(|(at, s)| (value(s), None, mark(at)));
             Lane { label, bars: bars.collect() }
         })
         .collect();
@@ -101,14 +101,14 @@ pub fn grouped_bars(labels: Labels<'_>, groups: &[String], series: &[Series]) ->
 /// A label and the bars beside it.
 struct Lane<'a> {
     label: &'a str,
-    bars: Vec<(f64, Option<[f64; 2]>, Rgb)>,
+    bars: Vec<(f64, Option<[f64; 2]>, Mark)>,
 }
 
 fn draw_lanes(
     labels: Labels<'_>,
     axis: &Axis,
     lanes: &[Lane<'_>],
-    legend: &[(&str, Rgb)],
+    legend: &[Swatch<'_>],
 ) -> String {
     let single = lanes.iter().all(|lane| lane.bars.len() <= 1);
     let thickness = if single { BAR } else { 11.0 };
@@ -124,7 +124,10 @@ fn draw_lanes(
     let height = bottom + if labels.x.is_empty() { 32.0 } else { 54.0 };
     draw((WIDTH, height), |canvas| {
         title(canvas, labels.title, WIDTH);
-        draw_legend(canvas, &legend_rows, top - legend_rows.len() as f64 * 22.0);
+        let legend_top = top - legend_rows.len() as f64 * 22.0;
+        draw_legend(canvas, &legend_rows, legend_top, |canvas, (x, y), mark| {
+            canvas.bar((x - 6.0, y - 6.0), (x + 6.0, y + 6.0), mark);
+        });
         let at = |value: f64| left + axis.place(value).clamp(0.0, 1.0) * (right - left);
         for (value, label) in axis.ticks() {
             canvas.line((at(value), top), (at(value), bottom), GRID, 1);
@@ -136,18 +139,14 @@ fn draw_lanes(
             let middle = y + lane.bars.len().max(1) as f64 * thickness / 2.0;
             let label = fit(lane.label, TEXT, MAX_LABEL);
             canvas.text((left - 8.0, middle), &label, TEXT, INK, Anchor::Right);
-            for (row, (value, ci95, fill)) in lane.bars.iter().enumerate() {
+            for (row, (value, ci95, mark)) in lane.bars.iter().enumerate() {
                 if !value.is_finite() {
                     continue;
                 }
                 let bar_top = y + row as f64 * thickness;
                 let center = bar_top + thickness / 2.0;
-                canvas.rect(
-                    (at(origin), bar_top + 1.0),
-                    (at(*value), bar_top + thickness - 1.0),
-                    *fill,
-                    1.0,
-                );
+                let bottom = bar_top + thickness - 1.0;
+                canvas.bar((at(origin), bar_top + 1.0), (at(*value), bottom), *mark);
                 let mut end = at(*value).max(at(origin));
                 if let Some([low, high]) = ci95 {
                     whisker(canvas, at(*low), at(*high), center);
@@ -172,32 +171,38 @@ fn whisker(canvas: &mut Canvas<'_>, low: f64, high: f64, y: f64) {
     }
 }
 
+/// A legend's entry.
+pub(super) type Swatch<'a> = (&'a str, Mark);
+
 /// The entries with their left ends, broken into rows of `total` pixels.
-pub(super) fn legend_rows<'a>(
-    legend: &[(&'a str, Rgb)],
-    total: f64,
-) -> Vec<Vec<(f64, &'a str, Rgb)>> {
-    let mut rows: Vec<Vec<(f64, &str, Rgb)>> = Vec::new();
+pub(super) fn legend_rows<'a>(legend: &[Swatch<'a>], total: f64) -> Vec<Vec<(f64, Swatch<'a>)>> {
+    let mut rows: Vec<Vec<(f64, Swatch<'_>)>> = Vec::new();
     let mut x = f64::INFINITY;
-    for (name, fill) in legend {
+    for &(name, mark) in legend {
         let room = width(&fit(name, TEXT, MAX_LABEL), TEXT) + 34.0;
         if x + room > total - 16.0 {
             rows.push(Vec::new());
             x = 16.0;
         }
         if let Some(row) = rows.last_mut() {
-            row.push((x, name, *fill));
+            row.push((x, (name, mark)));
         }
         x += room;
     }
     rows
 }
 
-pub(super) fn draw_legend(canvas: &mut Canvas<'_>, rows: &[Vec<(f64, &str, Rgb)>], top: f64) {
+/// Draws the entries, with `swatch` around a middle.
+pub(super) fn draw_legend(
+    canvas: &mut Canvas<'_>,
+    rows: &[Vec<(f64, Swatch<'_>)>],
+    top: f64,
+    swatch: impl Fn(&mut Canvas<'_>, (f64, f64), Mark),
+) {
     for (row, entries) in rows.iter().enumerate() {
         let y = top + row as f64 * 22.0 + 8.0;
-        for (x, name, fill) in entries {
-            canvas.rect((*x, y - 6.0), (x + 12.0, y + 6.0), *fill, 1.0);
+        for &(x, (name, mark)) in entries {
+            swatch(canvas, (x + 6.0, y), mark);
             canvas.text((x + 18.0, y), &fit(name, TEXT, MAX_LABEL), TEXT, INK, Anchor::Left);
         }
     }

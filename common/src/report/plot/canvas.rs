@@ -6,7 +6,7 @@ use plotters::prelude::{
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, FontStyle, TextStyle};
 
-use super::Rgb;
+use super::{Mark, Rgb};
 
 /// Text colour.
 pub(super) const INK: Rgb = (40, 40, 40);
@@ -95,9 +95,52 @@ impl Canvas<'_> {
         done(self.backend.draw_path(points, &stroke(color, width)));
     }
 
-    /// A filled circle.
-    pub(super) fn dot(&mut self, at: (f64, f64), radius: u32, (r, g, b): Rgb) {
-        done(self.backend.draw_circle(whole(at), radius, &RGBColor(r, g, b), true));
+    /// A dot of about `radius` pixels in the shape of its mark: circle, square, triangle, diamond,
+    /// triangle upside down, cross, plus.
+    pub(super) fn dot(&mut self, at: (f64, f64), radius: f64, mark: Mark) {
+        let ((r, g, b), size) = (mark.color, 1.25 * radius);
+        let corners: &[(f64, f64)] = match mark.number % 7 {
+            1 => &[(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+            2 => &[(0.0, -1.0), (1.0, 0.8), (-1.0, 0.8)],
+            3 => &[(0.0, -1.2), (1.2, 0.0), (0.0, 1.2), (-1.2, 0.0)],
+            4 => &[(0.0, 1.0), (1.0, -0.8), (-1.0, -0.8)],
+            number @ (5 | 6) => {
+                let ends = if number == 5 {
+                    [(-0.9, -0.9), (0.9, 0.9), (-0.9, 0.9), (0.9, -0.9)]
+                } else {
+                    [(-1.1, 0.0), (1.1, 0.0), (0.0, -1.1), (0.0, 1.1)]
+                };
+                let [a, b, c, d] = ends.map(|(x, y)| (at.0 + size * x, at.1 + size * y));
+                self.line(a, b, mark.color, 2);
+                return self.line(c, d, mark.color, 2);
+            }
+            _ => {
+                let style = RGBColor(r, g, b);
+                return done(self.backend.draw_circle(whole(at), radius as u32, &style, true));
+            }
+        };
+        let place = |&(x, y): &(f64, f64)| whole((at.0 + size * x, at.1 + size * y));
+        done(self.backend.fill_polygon(corners.iter().map(place), &RGBColor(r, g, b)));
+    }
+
+    /// A bar between two corners in the texture of its mark: full, light with a border, full with a
+    /// white line along it, light with a border and a line, full with two white lines.
+    pub(super) fn bar(&mut self, a: (f64, f64), b: (f64, f64), mark: Mark) {
+        let light = matches!(mark.number % 5, 1 | 3);
+        self.rect(a, b, mark.color, if light { 0.35 } else { 1.0 });
+        if light {
+            self.path(&[a, (b.0, a.1), b, (a.0, b.1), a], mark.color, 1);
+        }
+        let (ink, lines): (Rgb, &[f64]) = match mark.number % 5 {
+            2 => ((255, 255, 255), &[0.5]),
+            3 => (mark.color, &[0.5]),
+            4 => ((255, 255, 255), &[0.3, 0.7]),
+            _ => (mark.color, &[]),
+        };
+        for share in lines {
+            let y = a.1 + share * (b.1 - a.1);
+            self.line((a.0, y), (b.0, y), ink, 1);
+        }
     }
 
     /// One line of text.
@@ -188,6 +231,20 @@ mod tests {
         assert_eq!(fit("short", 12.0, 100.0), "short");
         let cut = fit(&"long ".repeat(50), 12.0, 100.0);
         assert!(cut.ends_with('…') && width(&cut, 12.0) <= 106.0, "{cut}");
+    }
+
+    #[test]
+    fn marks_differ_without_their_colours() {
+        let drawn = |number: usize, bar: bool| {
+            let mark = Mark { color: (0, 0, 0), number };
+            draw((40.0, 40.0), |canvas| match bar {
+                true => canvas.bar((5.0, 5.0), (35.0, 16.0), mark),
+                false => canvas.dot((20.0, 20.0), 4.0, mark),
+            })
+        };
+        let dots: std::collections::BTreeSet<String> = (0..7).map(|at| drawn(at, false)).collect();
+        let bars: std::collections::BTreeSet<String> = (0..5).map(|at| drawn(at, true)).collect();
+        assert_eq!((dots.len(), bars.len()), (7, 5));
     }
 
     #[test]

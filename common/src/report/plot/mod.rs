@@ -1,5 +1,5 @@
 //! Plots as SVG text: white ground, colours that colour-blind readers can tell apart (Okabe and
-//! Ito), text as text. Labels may be any untrusted text; long ones are cut with an ellipsis.
+//! Ito), shapes and textures for those who see none, text as text. Labels may be any untrusted text; long ones are cut with an ellipsis.
 //! Values that are not finite are left out.
 //!
 //! ```
@@ -56,13 +56,27 @@ fn color(index: usize) -> Rgb {
     PALETTE[index % PALETTE.len()]
 }
 
-/// The colour of a role: the same in every figure.
-fn role_color(role: Role) -> Rgb {
-    match role {
-        Role::Paper => (0, 114, 178),
-        Role::Ours => (213, 94, 0),
-        Role::Baseline => (150, 150, 150),
-        Role::Ablation => (86, 180, 233),
-        Role::Control => (230, 159, 0),
-    }
+/// What tells series apart: a colour, and for readers without colours a number that decides the
+/// shape of dots and the texture of bars.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    color: Rgb,
+    number: usize,
+}
+
+/// Mark number `index`, repeating.
+fn mark(index: usize) -> Mark {
+    Mark { color: color(index), number: index }
+}
+
+/// The mark of a role: the same in every figure.
+fn role_mark(role: Role) -> Mark {
+    let (number, color) = match role {
+        Role::Paper => (0, (0, 114, 178)),
+        Role::Ours => (2, (213, 94, 0)),
+        Role::Baseline => (1, (150, 150, 150)),
+        Role::Ablation => (3, (86, 180, 233)),
+        Role::Control => (4, (230, 159, 0)),
+    };
+    Mark { color, number }
 }

@@ -1,9 +1,9 @@
 //! Lines, scatter and reliability diagrams.
 
 use super::axis::{Axis, Frame};
-use super::bars::{draw_legend, legend_rows};
+use super::bars::{Swatch, draw_legend, legend_rows};
 use super::canvas::{Anchor, Canvas, INK, SMALL, draw, fit, width};
-use super::{AXIS_GREY, Labels, Rgb, color};
+use super::{AXIS_GREY, Labels, mark};
 use crate::metrics::ReliabilityBin;
 
 const WIDE: (f64, f64) = (760.0, 440.0);
@@ -19,24 +19,30 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Lines over a common axis, with dots at the points when there are few. Several lines get a
-/// legend.
+/// Most dots of a line.
+const DOTS: usize = 40;
+
+/// Lines over a common axis, with dots at the points, or at some of them where there are many.
+/// Several lines get a legend.
 pub fn lines(labels: Labels<'_>, lines: &[Line]) -> String {
     let points = || lines.iter().flat_map(|line| line.points.iter().copied());
     let finite = || points().filter(|(x, y)| x.is_finite() && y.is_finite());
     let axes = (Axis::over(finite().map(|p| p.0), 7), Axis::over(finite().map(|p| p.1), 5));
-    let names: Vec<(&str, Rgb)> =
-        lines.iter().enumerate().map(|(at, line)| (line.name.as_str(), color(at))).collect();
+    let names: Vec<Swatch<'_>> =
+        lines.iter().enumerate().map(|(at, line)| (line.name.as_str(), mark(at))).collect();
     let names = if lines.len() > 1 { names } else { Vec::new() };
     framed(WIDE, labels, axes, &names, |canvas, frame| {
         for (index, line) in lines.iter().enumerate() {
             let whole = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
             for part in line.points.split(|point| !whole(point)) {
                 let part: Vec<(f64, f64)> = part.iter().map(|&(x, y)| frame.at(x, y)).collect();
-                canvas.path(&part, color(index), 2);
-                if part.len() <= 40 {
-                    part.iter().for_each(|&at| canvas.dot(at, 3, color(index)));
-                }
+                canvas.path(&part, mark(index).color, 2);
+                // dots of several lines at different places
+                let step = if part.len() > DOTS { part.len().div_ceil(8) } else { 1 };
+                let first = (index * step / lines.len()).min(step - 1);
+                part.iter().skip(first).step_by(step).for_each(|&at| {
+                    canvas.dot(at, 3.0, mark(index));
+                });
             }
         }
     })
@@ -51,7 +57,7 @@ pub struct Point {
     pub y: f64,
     /// Words beside the dot; left out where they would cover others.
     pub label: String,
-    /// Decides colour and legend entry; one group needs no legend.
+    /// Decides colour, shape and legend entry; one group needs no legend.
     pub group: String,
 }
 
@@ -71,8 +77,8 @@ pub fn scatter(labels: Labels<'_>, points: &[Point], identity: bool) -> String {
             groups.push(&point.group);
         }
     }
-    let legend: Vec<(&str, Rgb)> =
-        groups.iter().enumerate().map(|(at, group)| (*group, color(at))).collect();
+    let legend: Vec<Swatch<'_>> =
+        groups.iter().enumerate().map(|(at, group)| (*group, mark(at))).collect();
     let legend = if groups.len() > 1 { legend } else { Vec::new() };
     let size = if identity { SQUARE } else { WIDE };
     framed(size, labels, axes, &legend, |canvas, frame| {
@@ -84,7 +90,7 @@ pub fn scatter(labels: Labels<'_>, points: &[Point], identity: bool) -> String {
             dots.iter().map(|(x, y)| [x - 5.0, y - 5.0, x + 5.0, y + 5.0]).collect();
         for (point, &at) in shown.iter().zip(&dots) {
             let group = groups.iter().position(|group| *group == point.group).unwrap_or(0);
-            canvas.dot(at, 4, color(group));
+            canvas.dot(at, 4.0, mark(group));
         }
         for (point, &at) in shown.iter().zip(&dots) {
             place_label(canvas, frame, at, &point.label, &mut taken);
@@ -131,8 +137,8 @@ fn place_label(
 /// perfect calibration; the area of a dot grows with the items in its bin. One entry per method.
 pub fn reliability(labels: Labels<'_>, methods: &[(String, Vec<ReliabilityBin>)]) -> String {
     let unit = || Axis::over([0.0, 1.0].into_iter(), 5);
-    let legend: Vec<(&str, Rgb)> =
-        methods.iter().enumerate().map(|(at, (name, _))| (name.as_str(), color(at))).collect();
+    let legend: Vec<Swatch<'_>> =
+        methods.iter().enumerate().map(|(at, (name, _))| (name.as_str(), mark(at))).collect();
     let labels = Labels {
         x: if labels.x.is_empty() { "mean confidence" } else { labels.x },
         y: if labels.y.is_empty() { "observed frequency" } else { labels.y },
@@ -145,10 +151,10 @@ pub fn reliability(labels: Labels<'_>, methods: &[(String, Vec<ReliabilityBin>)]
             let filled: Vec<&ReliabilityBin> = bins.iter().filter(|bin| bin.count > 0).collect();
             let path: Vec<(f64, f64)> =
                 filled.iter().map(|bin| frame.at(bin.confidence, bin.frequency)).collect();
-            canvas.path(&path, color(index), 1);
+            canvas.path(&path, mark(index).color, 1);
             for (bin, at) in filled.iter().zip(path) {
                 let share = bin.count as f64 / total as f64;
-                canvas.dot(at, (3.0 + 12.0 * share.sqrt()).round() as u32, color(index));
+                canvas.dot(at, (3.0 + 12.0 * share.sqrt()).round(), mark(index));
             }
         }
     })
@@ -165,7 +171,7 @@ fn framed(
     size: (f64, f64),
     labels: Labels<'_>,
     axes: (Axis, Axis),
-    legend: &[(&str, Rgb)],
+    legend: &[Swatch<'_>],
     paint: impl FnOnce(&mut Canvas<'_>, &Frame),
 ) -> String {
     let rows = legend_rows(legend, size.0);
@@ -173,7 +179,14 @@ fn framed(
     let size = (size.0, size.1 + legend_height);
     draw(size, |canvas| {
         let frame = Frame::draw(canvas, size, legend_height, labels, axes);
-        draw_legend(canvas, &rows, if labels.title.is_empty() { 8.0 } else { 38.0 });
+        draw_legend(
+            canvas,
+            &rows,
+            if labels.title.is_empty() { 8.0 } else { 38.0 },
+            |canvas, at, mark| {
+                canvas.dot(at, 5.0, mark);
+            },
+        );
         paint(canvas, &frame);
     })
 }

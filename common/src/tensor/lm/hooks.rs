@@ -1,12 +1,12 @@
 //! A pass with an explicit residual stream: read or replace what any head or MLP writes, and see what
-//! each of them reads. For attribution and patching; per-head arithmetic makes it slower than
-//! [`Lm::logits`], to which it is otherwise equal.
+//! each of them reads. For attribution, patching and dropout of each part; per-head arithmetic makes
+//! it slower than [`Lm::logits`], to which it is otherwise equal.
 
 use candle_core::{Device, Tensor};
 
-use super::model::{FeedForward, Layer};
+use super::model::{Layer, wanted};
 use super::{Lm, LmConfig};
-use crate::nn::Port;
+use crate::nn::{AttentionInputs, Port};
 use crate::ops::{self, AttentionOptions, RopeStyle, RopeTable};
 use crate::{Error, Result};
 
@@ -51,9 +51,16 @@ pub enum Reader {
     Logits,
 }
 
-/// Observes and changes a pass. All tensors are `[batch, tokens, hidden]`; both methods return what
-/// the pass goes on with, by default what it had.
+/// Observes and changes a pass. All tensors are `[batch, tokens, hidden]`, in the last layer of a pass
+/// that wants some rows `[rows, hidden]`; both methods return what the pass goes on with, by default
+/// what it had.
 pub trait Hooks {
+    /// Whether [`Hooks::read`] is to be called. Without, each layer norms, projects and attends once
+    /// for all its heads, which is several times as fast.
+    fn reads(&self) -> bool {
+        true
+    }
+
     /// The output of a writer, before it is added to the residual stream.
     fn write(&mut self, writer: Writer, output: Tensor) -> Result<Tensor> {
         let _ = writer;
@@ -117,6 +124,16 @@ impl Lm {
 
     /// [`Lm::hidden`] through `hooks`, for those who need the logits of few positions.
     pub fn hidden_hooked(&self, ids: &Tensor, hooks: &mut dyn Hooks) -> Result<Tensor> {
+        self.rows_hooked(ids, None, hooks)
+    }
+
+    /// [`Lm::hidden_hooked`] with [`super::Pass::rows`].
+    pub fn rows_hooked(
+        &self,
+        ids: &Tensor,
+        rows: Option<&Tensor>,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Tensor> {
         let (_, tokens) = ids.dims2()?;
         if tokens > self.config.max_position_embeddings {
             return Err(Error::data(
@@ -139,22 +156,43 @@ impl Lm {
         };
         hidden = hooks.write(Writer::Input, hidden)?;
         for (at, layer) in self.layers.iter().enumerate() {
-            hidden = self.layer_hooked(at, layer, hidden, rope.as_ref(), hooks)?;
+            let rows = rows.filter(|_| at + 1 == self.layers.len());
+            let heads = match hooks.reads() {
+                true => self.heads_apart(at, layer, &hidden, rope.as_ref(), hooks)?,
+                false => self.heads_together(layer, &hidden, rope.as_ref())?,
+            };
+            let mut after = wanted(&hidden, rows)?;
+            for (head, mixed) in heads.into_iter().enumerate() {
+                let output = layer.attention.head_output(head, &wanted(&mixed, rows)?)?;
+                after = (after + hooks.write(Writer::Head { layer: at, head }, output)?)?;
+            }
+            if let Some(bias) = layer.attention.output_bias() {
+                after = after.broadcast_add(bias)?;
+            }
+            let seen = match hooks.reads() {
+                true => hooks.read(Reader::Mlp { layer: at }, after.clone())?,
+                false => after.clone(),
+            };
+            let output = layer.feed_forward(&seen)?;
+            hidden = (after + hooks.write(Writer::Mlp { layer: at }, output)?)?;
         }
-        self.norm.forward(&hooks.read(Reader::Logits, hidden)?)
+        if hooks.reads() {
+            hidden = hooks.read(Reader::Logits, hidden)?;
+        }
+        self.norm.forward(&hidden)
     }
 
-    fn layer_hooked(
+    /// The mixed values `[batch, tokens, dim]` of each head, whose ports read one by one.
+    fn heads_apart(
         &self,
         at: usize,
         layer: &Layer,
-        hidden: Tensor,
+        hidden: &Tensor,
         rope: Option<&RopeTable>,
         hooks: &mut dyn Hooks,
-    ) -> Result<Tensor> {
+    ) -> Result<Vec<Tensor>> {
         let options = AttentionOptions { causal: true, ..AttentionOptions::default() };
-        let mut after = hidden.clone();
-        for head in 0..self.config.num_attention_heads {
+        let mut of = |head: usize| {
             let mut part = |port: Port| {
                 let seen = hooks.read(Reader::Head { layer: at, head, port }, hidden.clone())?;
                 let part =
@@ -167,18 +205,22 @@ impl Lm {
                 })
             };
             let (q, k, v) = (part(Port::Query)?, part(Port::Key)?, part(Port::Value)?);
-            let mixed = ops::attention(&q, &k, &v, &options)?.squeeze(2)?;
-            let output = layer.attention.head_output(head, &mixed)?;
-            after = (after + hooks.write(Writer::Head { layer: at, head }, output)?)?;
-        }
-        if let Some(bias) = layer.attention.output_bias() {
-            after = after.broadcast_add(bias)?;
-        }
-        let inner = layer.norm2.forward(&hooks.read(Reader::Mlp { layer: at }, after.clone())?)?;
-        let output = match &layer.mlp {
-            FeedForward::Plain(mlp) => mlp.forward(&inner)?,
-            FeedForward::Gated(mlp) => mlp.forward(&inner)?,
+            Ok(ops::attention(&q, &k, &v, &options)?.squeeze(2)?)
         };
-        Ok((after + hooks.write(Writer::Mlp { layer: at }, output)?)?)
+        (0..self.config.num_attention_heads).map(&mut of).collect()
+    }
+
+    /// The same where nobody asks what the ports read.
+    fn heads_together(
+        &self,
+        layer: &Layer,
+        hidden: &Tensor,
+        rope: Option<&RopeTable>,
+    ) -> Result<Vec<Tensor>> {
+        let inputs = AttentionInputs { rope, ..AttentionInputs::default() };
+        let mixed = layer.attention.mix(&layer.norm1.forward(hidden)?, inputs)?;
+        let dim = self.config.head_dim;
+        let of = |head: usize| Ok(mixed.narrow(2, head * dim, dim)?);
+        (0..self.config.num_attention_heads).map(of).collect()
     }
 }

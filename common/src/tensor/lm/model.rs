@@ -75,6 +75,9 @@ pub struct Pass<'a> {
     /// Vectors that the first layer reads in place of the token embeddings, `[batch, tokens,
     /// hidden]`; the ids then only give the shape, or the labels of a loss.
     pub inputs: Option<&'a Tensor>,
+    /// Row-major positions in `[batch, tokens]` whose outputs are wanted, `[rows]` u32: what follows
+    /// the last layer's attention is computed for them alone, and the pass gives `[rows, …]`.
+    pub rows: Option<&'a Tensor>,
 }
 
 /// The caches of all layers.
@@ -189,7 +192,7 @@ impl Lm {
     }
 
     /// The normalised output of the last layer, `[batch, tokens, hidden]`, for `ids` `[batch,
-    /// tokens]`.
+    /// tokens]`; `[rows, hidden]` for a pass that wants some rows.
     pub fn hidden(&self, ids: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
         self.run(ids, pass, |_| {})
     }
@@ -248,22 +251,26 @@ impl Lm {
                 cache: caches.get_mut(at).and_then(Option::take),
                 bidirectional: false,
             };
-            hidden = layer.forward(&hidden, inputs)?;
+            let rows = pass.rows.filter(|_| at + 1 == self.layers.len());
+            hidden = layer.forward(&hidden, inputs, rows)?;
         }
         self.norm.forward(&hidden)
     }
 
-    /// Logits `[batch, tokens, vocabulary]`.
+    /// Logits `[batch, tokens, vocabulary]`, or `[rows, vocabulary]`.
     pub fn logits(&self, ids: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
         self.head.forward(&self.hidden(ids, pass)?)
     }
 
     /// Logits after the last token, `[batch, vocabulary]`.
     pub fn last_logits(&self, ids: &Tensor, pass: Pass<'_>) -> Result<Tensor> {
-        let hidden = self.hidden(ids, pass)?;
-        let last = hidden.dim(1)?.checked_sub(1);
-        let last = last.ok_or_else(|| Error::usage("no token was given; give at least one"))?;
-        self.head.forward(&hidden.narrow(1, last, 1)?.squeeze(1)?)
+        let (batch, tokens) = ids.dims2()?;
+        if tokens == 0 {
+            return Err(Error::usage("no token was given; give at least one"));
+        }
+        let last: Vec<u32> = (1..=batch).map(|row| (row * tokens - 1) as u32).collect();
+        let rows = Tensor::from_vec(last, batch, &Device::Cpu)?;
+        self.logits(ids, Pass { rows: Some(&rows), ..pass })
     }
 
     /// Weight `[vocabulary, hidden]` of the output layer, for logits of chosen positions or tokens.
@@ -391,15 +398,36 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, inputs: AttentionInputs<'_>) -> Result<Tensor> {
-        let x = (x + self.attention.forward(&self.norm1.forward(x)?, inputs)?)?;
-        let inner = self.norm2.forward(&x)?;
-        let inner = match &self.mlp {
-            FeedForward::Plain(mlp) => mlp.forward(&inner)?,
-            FeedForward::Gated(mlp) => mlp.forward(&inner)?,
-        };
+    /// With `rows`, what follows the attention is computed for them alone: `[rows, hidden]` out.
+    fn forward(
+        &self,
+        x: &Tensor,
+        inputs: AttentionInputs<'_>,
+        rows: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let mixed = self.attention.mix(&self.norm1.forward(x)?, inputs)?;
+        let (x, mixed) = (wanted(x, rows)?, wanted(&mixed, rows)?);
+        let x = (x + self.attention.output(&mixed)?)?;
+        let inner = self.feed_forward(&x)?;
         Ok((x + inner)?)
     }
+
+    /// What the feed-forward layer adds to `x`.
+    pub(super) fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let inner = self.norm2.forward(x)?;
+        match &self.mlp {
+            FeedForward::Plain(mlp) => mlp.forward(&inner),
+            FeedForward::Gated(mlp) => mlp.forward(&inner),
+        }
+    }
+}
+
+/// The wanted rows of `[batch, tokens, width]`, or all as they are.
+pub(super) fn wanted(x: &Tensor, rows: Option<&Tensor>) -> Result<Tensor> {
+    Ok(match rows {
+        Some(rows) => ops::embedding(&x.flatten_to(1)?, rows)?,
+        None => x.clone(),
+    })
 }
 
 /// Log-probabilities of the last axis.

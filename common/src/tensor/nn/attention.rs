@@ -90,6 +90,17 @@ impl Attention {
 
     /// `[batch, positions, hidden]`, same shape out; causal unless asked otherwise.
     pub fn forward(&self, x: &Tensor, inputs: AttentionInputs<'_>) -> Result<Tensor> {
+        self.output(&self.mix(x, inputs)?)
+    }
+
+    /// What the output projection makes of [`Attention::mix`], or of rows of it.
+    pub fn output(&self, mixed: &Tensor) -> Result<Tensor> {
+        self.output.forward(mixed)
+    }
+
+    /// Values that each head has mixed, head by head, `[batch, positions, heads · dim]`: all of
+    /// [`Attention::forward`] but the output projection.
+    pub fn mix(&self, x: &Tensor, inputs: AttentionInputs<'_>) -> Result<Tensor> {
         let (batch, positions, _) = x.dims3()?;
         let Heads { heads, kv_heads, dim } = self.heads;
         let options = AttentionOptions {
@@ -101,8 +112,7 @@ impl Attention {
             Projection::Packed(projection) => {
                 let qkv = projection.forward(x)?;
                 if inputs.cache.is_none() && inputs.rope.is_none() {
-                    let mixed = ops::attention_packed(&qkv, heads, kv_heads, &options)?;
-                    return self.output.forward(&mixed);
+                    return Ok(ops::attention_packed(&qkv, heads, kv_heads, &options)?);
                 }
                 let part = |first: usize, count: usize| {
                     let part = qkv.narrow(2, first * dim, count * dim)?;
@@ -129,7 +139,7 @@ impl Attention {
                 ops::attention(&q, &k, &v, &options)?
             }
         };
-        self.output.forward(&mixed.reshape((batch, positions, heads * dim))?)
+        Ok(mixed.reshape((batch, positions, heads * dim))?)
     }
 
     /// Query, key or value of one query head from normalised hidden states `[batch, positions,

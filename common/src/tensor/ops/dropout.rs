@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use rand::RngCore;
 
 use super::fused::fused;
-use super::kernel::map_rows;
+use super::kernel::{map_rows, simd};
 use crate::rng::Stream;
 
 /// Zeroes each value with `probability` and multiplies the others by `1 / (1 - probability)`, so the
@@ -21,14 +21,10 @@ pub fn dropout(x: &Tensor, probability: f64, stream: &mut Stream) -> Result<Tens
     let mut words = vec![0u8; 2 * x.elem_count()];
     stream.rng().fill_bytes(&mut words);
     let factor = (65_536.0 / (65_536.0 - f64::from(least))) as f32;
-    let kept: Vec<bool> =
-        words.chunks_exact(2).map(|word| u16::from_le_bytes([word[0], word[1]]) >= least).collect();
-    let mask = std::sync::Arc::new(kept);
-    let apply = move |x: &[f32], mask: &[bool]| {
+    let mask = std::sync::Arc::new(words);
+    let apply = move |x: &[f32], mask: &[u8]| {
         map_rows(x.len(), 1, 1, |at, out| {
-            for ((out, &x), &kept) in out.iter_mut().zip(&x[at.clone()]).zip(&mask[at]) {
-                *out = if kept { x * factor } else { 0.0 };
-            }
+            keep(&x[at.clone()], &mask[2 * at.start..2 * at.end], least, factor, out);
         })
     };
     let same = mask.clone();
@@ -39,4 +35,14 @@ pub fn dropout(x: &Tensor, probability: f64, stream: &mut Stream) -> Result<Tens
         move |[x]| apply(x, &mask),
         move |_, _, g, _| [Some(apply(g, &same))],
     )
+}
+
+simd! {
+    /// `x * factor` where the two bytes of a value, as a little-endian number, reach `least`; else 0.
+    fn keep(x: &[f32], words: &[u8], least: u16, factor: f32, out: &mut [f32]) {
+        let (words, _) = words.as_chunks::<2>();
+        for ((out, &x), &word) in out.iter_mut().zip(x).zip(words) {
+            *out = if u16::from_le_bytes(word) >= least { x * factor } else { 0.0 };
+        }
+    }
 }

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::training::{EarlyStop, mean_ndcg};
+use super::training::{EarlyStop, mean_ndcg, once};
 use super::{EpochRecord, HeldOut, TrainingHistory, check_items};
-use crate::Result;
+use crate::checkpoint::Trained;
 use crate::rng::Seed;
 use crate::run::check_interrupt;
+use crate::{Error, Result};
 
 /// | option | default | purpose | range |
 /// |---|---|---|---|
@@ -131,6 +133,40 @@ impl Bpr {
             (model.users, model.items, model.biases) = kept;
         }
         Ok(model)
+    }
+
+    /// [`Bpr::fit`], or what it gave before for the same data, options and seed.
+    ///
+    /// # Errors
+    /// As [`Bpr::fit`] and [`Trained::get_or_train`].
+    pub fn fit_once(
+        kept: &Trained,
+        sequences: &[Vec<u32>],
+        items: usize,
+        valid: &[HeldOut],
+        options: BprOptions,
+        seed: Seed,
+    ) -> Result<Self> {
+        let data = (sequences, items, valid);
+        let (tensors, history) = once(kept, "bpr", options, data, seed, || {
+            let model = Self::fit(sequences, items, valid, options, seed)?;
+            let rows = |values: Vec<f32>| {
+                let shape = (values.len() / options.width.max(1), options.width);
+                Tensor::from_vec(values, shape, &Device::Cpu)
+            };
+            let tensors = [
+                ("users", rows(model.users)?),
+                ("items", rows(model.items)?),
+                ("biases", Tensor::new(model.biases, &Device::Cpu)?),
+            ];
+            Ok((tensors.map(|(name, tensor)| (name.to_owned(), tensor)).into(), model.history))
+        })?;
+        let values = |name: &str| -> Result<Vec<f32>> {
+            let absent = || Error::Bug(format!("a kept BPR without {name}"));
+            Ok(tensors.get(name).ok_or_else(absent)?.flatten_all()?.to_vec1()?)
+        };
+        let (users, items, biases) = (values("users")?, values("items")?, values("biases")?);
+        Ok(Self { users, items, biases, width: options.width, history })
     }
 
     /// One step of gradient descent on user, seen and unseen item; the loss before it.

@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::training::{self, HeldOut, NextItems, TrainOptions, TrainingHistory, Window};
+use crate::checkpoint::Trained;
 use crate::nn::{Builder, Embedding, Init, Linear, Parameters};
 use crate::ops;
 use crate::rng::{Seed, Stream};
@@ -112,6 +113,29 @@ impl Gru4rec {
         let mut model = Self::new(items, options, seed)?;
         model.history = training::train(&model, sequences, valid, seed)?;
         Ok(model)
+    }
+
+    /// [`Gru4rec::fit`], or what it gave before for the same data, options and seed: papers that ask for
+    /// the same baseline train it once.
+    ///
+    /// # Errors
+    /// As [`Gru4rec::fit`] and [`Trained::get_or_train`].
+    pub fn fit_once(
+        kept: &Trained,
+        sequences: &[Vec<u32>],
+        items: usize,
+        valid: &[HeldOut],
+        options: Gru4recOptions,
+        seed: Seed,
+    ) -> Result<Self> {
+        let training = TrainOptions { threads: 1, ..options.training };
+        let alike = Gru4recOptions { training, ..options };
+        let data = (sequences, items, valid);
+        let (tensors, history) = training::once(kept, "gru4rec", alike, data, seed, || {
+            let model = Self::fit(sequences, items, valid, options, seed)?;
+            Ok((model.parameters.tensors(), model.history))
+        })?;
+        Ok(Self { history, ..Self::from_tensors(items, options, tensors)? })
     }
 
     /// Mean cross-entropy of windows; with a stream, dropout draws from it.

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::training::{self, HeldOut, NextItems, TrainOptions, TrainingHistory, Window};
+use crate::checkpoint::Trained;
 use crate::nn::{
     Attention, AttentionInputs, Builder, Embedding, Heads, Init, LayerNorm, Linear, Mlp, Parameters,
 };
@@ -156,6 +157,29 @@ impl Sasrec {
         let mut model = Self::new(items, options, seed)?;
         model.history = training::train(&model, sequences, valid, seed)?;
         Ok(model)
+    }
+
+    /// [`Sasrec::fit`], or what it gave before for the same data, options and seed: papers that ask for
+    /// the same baseline train it once.
+    ///
+    /// # Errors
+    /// As [`Sasrec::fit`] and [`Trained::get_or_train`].
+    pub fn fit_once(
+        kept: &Trained,
+        sequences: &[Vec<u32>],
+        items: usize,
+        valid: &[HeldOut],
+        options: SasrecOptions,
+        seed: Seed,
+    ) -> Result<Self> {
+        let training = TrainOptions { threads: 1, ..options.training };
+        let alike = SasrecOptions { training, ..options };
+        let data = (sequences, items, valid);
+        let (tensors, history) = training::once(kept, "sasrec", alike, data, seed, || {
+            let model = Self::fit(sequences, items, valid, options, seed)?;
+            Ok((model.parameters.tensors(), model.history))
+        })?;
+        Ok(Self { history, ..Self::from_tensors(items, options, tensors)? })
     }
 
     /// Mean cross-entropy of windows of at most `max_length` items; with a stream, dropout draws

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use crate::checkpoint::{Outcome, Trained};
 use crate::nn::Parameters;
 use crate::optim::{AdamW, AdamWOptions, Ema, Workers};
 use crate::rng::{Seed, Stream};
@@ -432,6 +434,25 @@ pub(super) fn train(
     }
     history.best = best.epoch();
     Ok(history)
+}
+
+/// Raised when a change of the code changes what training gives.
+const CODE: u32 = 1;
+
+/// What `train` gave before for the same data, options and seed, or gives now. `options` must not
+/// tell the number of threads.
+pub(super) fn once(
+    kept: &Trained,
+    name: &str,
+    options: impl Serialize,
+    (sequences, items, valid): (&[Vec<u32>], usize, &[HeldOut]),
+    seed: Seed,
+    train: impl FnOnce() -> Result<Outcome<TrainingHistory>>,
+) -> Result<Outcome<TrainingHistory>> {
+    let data = crate::run::hash8(format!("{sequences:?}{valid:?}").as_bytes());
+    let key = json!({ "code": CODE, "options": serde_json::to_value(options).unwrap_or_default(),
+                      "data": data, "items": items, "seed": seed });
+    kept.get_or_train(name, &key, |_| train())
 }
 
 #[cfg(test)]

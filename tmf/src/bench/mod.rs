@@ -29,6 +29,8 @@ pub struct Context {
     pub seeds: Vec<u64>,
     /// Trained pieces.
     pub kept: Trained,
+    /// Trained baselines, which other papers ask for, too.
+    pub shared: Trained,
     /// Folder of encoded texts.
     pub encoded: PathBuf,
     /// Folder of the run; candidate files go there.
@@ -50,8 +52,10 @@ impl Context {
         folder: &Path,
         threads: usize,
     ) -> Result<Self> {
+        let shared = Trained::new(&assets.options().cache.join("trained"));
         Ok(Self {
             assets,
+            shared,
             profile,
             seeds: seeds.to_vec(),
             kept: Trained::new(&cache.join("trained")),

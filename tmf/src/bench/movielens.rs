@@ -355,7 +355,7 @@ fn full_scores(
 ) -> Result<[FullScores; 2]> {
     let both = [&questions[0][..], &questions[1][..]];
     let (epochs, threads) = (config.bench.baseline_epochs, workers.threads());
-    baselines::scores(baseline, data, both, epochs, Seed::new(seed), &context.kept, threads)
+    baselines::scores(baseline, data, both, epochs, Seed::new(seed), &context.shared, threads)
 }
 
 /// The trained baselines, the long ones first.

@@ -196,15 +196,13 @@ impl Targets {
     /// level's table.
     pub(super) fn loss(&self, rows: &Tensor, table: &Tensor) -> Result<Tensor> {
         let codes = Tensor::new(&self.codes[..], &Device::Cpu)?;
-        let size = table.dim(0)?;
-        // at the first level the trie mostly allows every code
-        let free = self.allowed.iter().all(|allowed| allowed.len() == size);
-        if self.weights.is_empty() && free {
+        if self.weights.is_empty() && self.allowed.is_empty() {
             let mean = ops::linear_cross_entropy(rows, table, None, &codes)?;
             return Ok((mean * self.codes.len() as f64)?);
         }
         let mut logits = ops::linear(rows, table, None)?;
-        if !free {
+        if !self.allowed.is_empty() {
+            let size = table.dim(0)?;
             let mut mask = vec![-1e9f32; self.allowed.len() * size];
             for (row, allowed) in mask.chunks_exact_mut(size).zip(&self.allowed) {
                 allowed.iter().for_each(|&code| row[code as usize] = 0.0);

@@ -73,23 +73,14 @@ impl Decoder {
         all
     }
 
-    /// Hidden states `[at, width]` of embedded tokens `[rows, longest, width]` at flat positions `at`.
-    pub(super) fn states(
-        &self,
-        embedded: &Tensor,
-        at: &Tensor,
-        mut stream: Option<Stream>,
-    ) -> Result<Tensor> {
+    /// Hidden states `[rows, longest, width]` of embedded tokens.
+    pub(super) fn hidden(&self, embedded: &Tensor, mut stream: Option<Stream>) -> Result<Tensor> {
         let mut drop = |x: Tensor| dropped(x, self.options.dropout, &mut stream);
         let heads = self.options.heads;
         let mut hidden = drop(self.placed(embedded)?)?;
-        for (number, block) in self.blocks.iter().enumerate() {
+        for block in &self.blocks {
             let qkv = block.qkv.forward(&block.attention_norm.forward(&hidden)?)?;
-            let mut mixed = ops::attention_packed(&qkv, heads, heads, &CAUSAL)?;
-            if number + 1 == self.blocks.len() {
-                let at_targets = |x: &Tensor| ops::embedding(&x.flatten_to(1)?, at);
-                (hidden, mixed) = (at_targets(&hidden)?, at_targets(&mixed)?);
-            }
+            let mixed = ops::attention_packed(&qkv, heads, heads, &CAUSAL)?;
             hidden = (&hidden + drop(block.output.forward(&mixed)?)?)?;
             let mixed = block.mlp.forward(&block.mlp_norm.forward(&hidden)?)?;
             hidden = (&hidden + drop(mixed)?)?;

@@ -19,7 +19,6 @@ use common::rng::{Seed, Stream};
 use common::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use batch::Targets;
 pub use batch::{Batch, Counted};
 pub use beams::{BeamCache, Prefix};
 use decoder::Decoder;
@@ -274,29 +273,19 @@ impl Generator {
         Ok(ops::embedding(&Tensor::cat(&parts, 0)?, ids)?)
     }
 
-    /// Hidden states that the targets of each level are read from, `[targets, width]`; with a stream,
-    /// dropout draws from it. What nothing reads is not computed after the last attention.
-    fn states(&self, batch: &Batch, stream: Option<Stream>) -> Result<Vec<Tensor>> {
-        let at: Vec<u32> =
-            batch.targets.iter().flat_map(|level| level.at.iter().copied()).collect();
-        let at = Tensor::new(&at[..], &Device::Cpu)?;
+    /// Hidden states `[rows, positions, width]` that a batch's targets are read from; with a stream,
+    /// dropout draws from it.
+    fn hidden(&self, batch: &Batch, stream: Option<Stream>) -> Result<Tensor> {
         let read = self.embedded(&batch.ids)?;
-        let states = match (&self.stack, &batch.decoded) {
-            (Stack::Decoder(stack), _) => stack.states(&read, &at, stream)?,
+        match (&self.stack, &batch.decoded) {
+            (Stack::Decoder(stack), _) => stack.hidden(&read, stream),
             (Stack::EncoderDecoder(stack), Some(decoded)) => {
-                let hidden = stack.hidden(&read, batch, &self.embedded(decoded)?, stream)?;
-                ops::embedding(&hidden.flatten_to(1)?, &at)?
+                stack.hidden(&read, batch, &self.embedded(decoded)?, stream)
             }
             (Stack::EncoderDecoder(_), None) => {
-                return Err(Error::Bug("a batch of histories has nothing to predict".into()));
+                Err(Error::Bug("a batch of histories has nothing to predict".into()))
             }
-        };
-        let mut first = 0;
-        let next = |targets: &Targets| {
-            first += targets.at.len();
-            Ok(states.narrow(0, first - targets.at.len(), targets.at.len())?)
-        };
-        batch.targets.iter().map(next).collect()
+        }
     }
 
     /// L_Rec (Eq. 2): mean over all target items of the cross-entropy of their codes, summed over
@@ -305,13 +294,14 @@ impl Generator {
     /// # Errors
     /// Those of candle; a batch that asks for nothing.
     pub fn loss(&self, batch: &Batch, stream: Option<Stream>) -> Result<Tensor> {
-        let states = self.states(batch, stream)?;
+        let hidden = self.hidden(batch, stream)?.flatten_to(1)?;
         let mut total: Option<Tensor> = None;
-        for ((table, targets), states) in self.tables.iter().zip(&batch.targets).zip(&states) {
+        for (table, targets) in self.tables.iter().zip(&batch.targets) {
             if targets.at.is_empty() {
                 continue;
             }
-            let loss = (targets.loss(states, table)? / batch.items as f64)?;
+            let rows = ops::embedding(&hidden, &Tensor::new(&targets.at[..], &Device::Cpu)?)?;
+            let loss = (targets.loss(&rows, table)? / batch.items as f64)?;
             total = Some(match total {
                 Some(total) => (total + loss)?,
                 None => loss,
@@ -373,10 +363,11 @@ impl Generator {
     /// # Errors
     /// Those of candle.
     pub fn log_probability(&self, batch: &Batch) -> Result<Vec<f64>> {
+        let hidden = self.hidden(batch, None)?.flatten_to(1)?;
         let mut sums = vec![0f64; batch.items];
-        let states = self.states(batch, None)?;
-        for (level, (targets, states)) in batch.targets.iter().zip(&states).enumerate() {
-            let logits = self.logits(states, level)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        for (level, targets) in batch.targets.iter().enumerate() {
+            let rows = hidden.index_select(&Tensor::new(&targets.at[..], &Device::Cpu)?, 0)?;
+            let logits = self.logits(&rows, level)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
             for ((sum, logits), &code) in sums.iter_mut().zip(&logits).zip(&targets.codes) {
                 *sum += log_softmax(logits)[code as usize];
             }

@@ -242,7 +242,7 @@ impl Default for BenchOptions {
             variant_steps: 300,
             baseline_epochs: 40,
             title_steps: 300,
-            synthetic_steps: 700,
+            synthetic_steps: 1000,
             synthetic_batch: 32,
             synthetic_rate: 3e-3,
             synthetic_users: 400,

@@ -179,7 +179,7 @@ fn thirty_two_sequences_are_learnt_by_heart() {
 fn a_signal_in_the_pictures_is_learnt_and_lost_without_them() {
     let sizes = Sizes { warm: 200, cold: 160, users: 600, tests: 120 };
     let catalogue = generate(Signal::Image, sizes, Seed::new(1));
-    let mut config = config(320);
+    let mut config = config(480);
     config.bench.synthetic_batch = 32;
     let config = sized(&config);
     let (prepared, fitted) = fitted(&catalogue, &config, 2);

@@ -219,6 +219,7 @@ mod tests {
     fn empty_bins_have_no_dot() {
         let bins = crate::metrics::reliability_bins(&[true, false], &[0.9, 0.1], 15);
         let svg = reliability(Labels::default(), &[("IWMV".into(), bins)]);
-        assert_eq!(svg.matches("<circle").count(), 2);
+        // two bins and the legend
+        assert_eq!(svg.matches("<circle").count(), 3);
     }
 }

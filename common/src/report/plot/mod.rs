@@ -1,6 +1,6 @@
 //! Plots as SVG text: white ground, colours that colour-blind readers can tell apart (Okabe and
-//! Ito), shapes and textures for those who see none, text as text. Labels may be any untrusted text; long ones are cut with an ellipsis.
-//! Values that are not finite are left out.
+//! Ito), shapes and textures for those who see none, text as text. Labels may be any untrusted
+//! text; long ones are cut with an ellipsis. Values that are not finite are left out.
 //!
 //! ```
 //! use common::report::plot::{Bar, Labels, bars};

@@ -56,7 +56,7 @@ pub enum Reader {
 /// what it had.
 pub trait Hooks {
     /// Whether [`Hooks::read`] is to be called. Without, each layer norms, projects and attends once
-    /// for all its heads, which is several times as fast.
+    /// for all its heads, which is faster.
     fn reads(&self) -> bool {
         true
     }

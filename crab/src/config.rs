@@ -237,18 +237,11 @@ impl BenchDataset {
     }
 
     fn movielens() -> Self {
-        let mut baselines = BaselineConfig::default();
-        for training in [&mut baselines.sasrec.training, &mut baselines.gru4rec.training] {
-            training.learning_rate = 2e-3;
-            training.epochs = 24;
-            // better on validation cases than any single epoch
-            training.average = 0.99;
-        }
-        // as good on validation cases as larger batches and twice the epochs
-        baselines.sasrec.dropout = 0.3;
-        baselines.sasrec.training.batch = 32;
-        baselines.sasrec.training.epochs = 16;
-        baselines.gru4rec.training.patience = 3;
+        let baselines = BaselineConfig {
+            sasrec: SasrecOptions::movielens(),
+            gru4rec: Gru4recOptions::movielens(),
+            ..BaselineConfig::default()
+        };
         // titles say little about films, who watched them says more
         let tokenizer = TokenizerConfig {
             collisions: Collisions::Nearest,

@@ -66,15 +66,6 @@ impl Baseline {
     }
 }
 
-/// Decay of the running mean of SASRec's and GRU4Rec's parameters; better on ML-100k's validation
-/// questions than any single epoch.
-const AVERAGE: f64 = 0.99;
-
-/// SASRec's epochs at most and its dropout, chosen on ML-100k's validation questions with batches of 32
-/// and a learning rate of 0.002 (dropout 0.3 to 0.5, batches of 32 and 64, rates of 0.001 to 0.004).
-const SASREC_EPOCHS: usize = 16;
-const SASREC_DROPOUT: f64 = 0.3;
-
 /// Scores of all items for each question of one part: `[questions][items]`.
 pub type FullScores = Vec<Vec<f32>>;
 
@@ -144,8 +135,11 @@ pub fn scores(
                     target: question.answer,
                 })
                 .collect();
-            let training =
-                TrainOptions { epochs, threads, average: AVERAGE, ..TrainOptions::default() };
+            let at_most = |training: TrainOptions| TrainOptions {
+                epochs: epochs.min(training.epochs),
+                threads,
+                ..training
+            };
             match baseline {
                 Baseline::Bpr => {
                     let options = BprOptions { epochs, ..BprOptions::default() };
@@ -153,19 +147,14 @@ pub fn scores(
                     Ok(questions.map(|q| q.iter().map(|q| model.scores(q.user)).collect()))
                 }
                 Baseline::Sasrec => {
-                    let training = TrainOptions {
-                        epochs: epochs.min(SASREC_EPOCHS),
-                        batch: 32,
-                        learning_rate: 2e-3,
-                        ..training
-                    };
-                    let dropout = SASREC_DROPOUT;
-                    let options = SasrecOptions { dropout, training, ..SasrecOptions::default() };
+                    let tuned = SasrecOptions::movielens();
+                    let options = SasrecOptions { training: at_most(tuned.training), ..tuned };
                     let model = Sasrec::fit_once(kept, &train, items, &held, options, seed)?;
                     both(&histories, |histories| model.scores(histories))
                 }
                 _ => {
-                    let options = Gru4recOptions { training, ..Gru4recOptions::default() };
+                    let tuned = Gru4recOptions::movielens();
+                    let options = Gru4recOptions { training: at_most(tuned.training), ..tuned };
                     let model = Gru4rec::fit_once(kept, &train, items, &held, options, seed)?;
                     both(&histories, |histories| model.scores(histories))
                 }

@@ -234,7 +234,7 @@ struct Nothing {
 }
 
 impl Hooks for Nothing {
-    fn reads(&self) -> bool {
+    fn reads_heads(&self) -> bool {
         self.reads
     }
 }

@@ -19,7 +19,7 @@ use common::{Error, Result};
 
 use crate::config::Config;
 use crate::data::{Interactions, Synthetic, from_movielens, synthetic};
-use crate::stages::Setting;
+use crate::stages::{Case, Setting};
 
 /// Where a bench finds data and keeps trained models.
 #[derive(Clone)]
@@ -78,9 +78,15 @@ pub fn run(
     let workers = Workers::new(context.threads)?;
     let setting = Setting::new(&config.data, data, Seed::new(seeds[0]))?;
     let mut models = models::Models::new(config, context, &setting, &workers);
-    let originals = models.originals(seeds)?;
+    let cases: Vec<Case> = config
+        .bench
+        .requests
+        .iter()
+        .map(|request| Case::new(&setting, request, Seed::new(seeds[0])))
+        .collect::<Result<_>>()?;
+    let (originals, retrained) = models.originals_and_retrained(seeds, &cases)?;
     recommenders::compare(config, &setting, name, &originals, &workers, &mut report)?;
-    for (at, request) in config.bench.requests.iter().enumerate() {
+    for (at, (case, retrained)) in cases.iter().zip(&retrained).enumerate() {
         requests::run(
             &requests::Comparison {
                 config,
@@ -93,7 +99,7 @@ pub fn run(
                 folder,
             },
             &mut models,
-            request,
+            (case, retrained),
             &mut report,
         )?;
     }

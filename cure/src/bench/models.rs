@@ -10,7 +10,7 @@ use serde_json::json;
 use super::Context;
 use crate::config::Config;
 use crate::prompt::{Prompt, fingerprint};
-use crate::stages::Setting;
+use crate::stages::{Case, Setting};
 use crate::train::{self, History};
 
 /// A trained model.
@@ -51,11 +51,23 @@ impl<'a> Models<'a> {
         Self { config, setting, workers, kept: Trained::new(&folder), lm }
     }
 
-    /// The originals, one per seed.
-    pub(super) fn originals(&mut self, seeds: &[u64]) -> Result<Vec<Model>> {
+    /// The originals, one per seed, and for every case the models retrained without its events; all
+    /// in one queue.
+    pub(super) fn originals_and_retrained(
+        &mut self,
+        seeds: &[u64],
+        cases: &[Case],
+    ) -> Result<(Vec<Model>, Vec<Vec<Model>>)> {
         let windows = self.setting.prompts().of_mask(&self.setting.mask);
-        let job = |&seed: &u64| Job { name: "original", seed, windows: &windows };
-        self.train(&seeds.iter().map(job).collect::<Vec<_>>())
+        let original = |&seed: &u64| Job { name: "original", seed, windows: &windows };
+        let mut jobs: Vec<Job<'_>> = seeds.iter().map(original).collect();
+        for case in cases {
+            let retrain = |&seed: &u64| Job { name: "retrain", seed, windows: &case.retain };
+            jobs.extend(seeds.iter().map(retrain));
+        }
+        let mut trained = self.train(&jobs)?.into_iter();
+        let mut of_seeds = || trained.by_ref().take(seeds.len()).collect::<Vec<_>>();
+        Ok((of_seeds(), cases.iter().map(|_| of_seeds()).collect()))
     }
 
     /// All jobs, one model per thread at a time: the weights do not depend on the threads.

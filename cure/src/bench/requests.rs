@@ -13,7 +13,6 @@ use super::models::{Job, Model, Models};
 use super::{figures, table};
 use crate::baselines::{Method, Sharding, Source, methods, shards};
 use crate::config::{Config, GroupsConfig, Order, UnlearnConfig};
-use crate::data::Request;
 use crate::eval::{Part, Quality, membership_auc, predict, predict_full, spearman};
 use crate::model::groups::GroupRule;
 use crate::model::losses::ForgetLoss;
@@ -195,14 +194,11 @@ pub(super) struct Measured {
 pub(super) fn run(
     comparison: &Comparison<'_>,
     models: &mut Models<'_>,
-    request: &Request,
+    (case, retrained_models): (&Case, &[Model]),
     report: &mut Report,
 ) -> Result<()> {
     let Comparison { config, setting, seeds, workers, full, .. } = *comparison;
-    let case = Case::new(setting, request, Seed::new(seeds[0]))?;
-    let sets = Sets::new(comparison, &case);
-    let job = |&seed: &u64| Job { name: "retrain", seed, windows: &case.retain };
-    let retrained_models = models.train(&seeds.iter().map(job).collect::<Vec<_>>())?;
+    let sets = Sets::new(comparison, case);
     let relearn = |seed: u64| {
         (config.bench.relearn_steps > 0 && full)
             .then(|| (config.bench.relearn_steps, Seed::new(seed)))
@@ -216,7 +212,9 @@ pub(super) fn run(
     let gone = case.unknown_users(setting);
     let erased = comparison.originals.iter().map(|model| without_users(&model.lm, setting, &gone));
     let originals = erased.collect::<Result<Vec<Lm>>>()?;
-    let answers = measure(&originals.iter().collect::<Vec<_>>())?;
+    let retrained_lms = retrained_models.iter().map(|model| &model.lm);
+    let mut answers = measure(&originals.iter().chain(retrained_lms).collect::<Vec<_>>())?;
+    let gold = answers.split_off(originals.len());
     let untouched = workers.map(answers.len(), |at| match &sets.as_trained {
         Some(part) => {
             let lm = &comparison.originals[at].lm;
@@ -226,23 +224,22 @@ pub(super) fn run(
         }
         None => Ok(answers[at].clone()),
     })?;
-    let gold = measure(&retrained_models.iter().map(|model| &model.lm).collect::<Vec<_>>())?;
     let retrained = retrained_models.iter().zip(gold).map(|(model, answers)| whole(model, answers));
     let retrained: Vec<Run> = retrained.collect();
 
-    // stages A to C for every seed's model
-    let staged = workers.map(seeds.len(), |at| {
-        let one = Workers::new(1)?;
+    // stages A to C for every seed's model: with the configured corruption, then with the random one
+    let mut corruptions = vec![config.circuit.corruption];
+    corruptions.extend(full.then_some(Corruption::Random));
+    let mut staged = workers.map(corruptions.len() * seeds.len(), |job| {
+        let (corruption, at) = (corruptions[job / seeds.len()], job % seeds.len());
         let (lm, seed) = (&originals[at], Seed::new(seeds[at]));
-        let stage =
-            |corruption| prepare(lm, setting, &case, &config.circuit, corruption, seed, &one);
-        let random = if full { Some(stage(Corruption::Random)?) } else { None };
-        Ok((stage(config.circuit.corruption)?, random))
+        prepare(lm, setting, case, &config.circuit, corruption, seed, &Workers::new(1)?)
     })?;
+    let by_random = staged.split_off(seeds.len());
     let windows_of = |corruption, loss| {
         let start = Instant::now();
         let seed = Seed::new(seeds[0]);
-        let windows = forget_windows(setting, &case, &config.circuit, corruption, loss, seed)?;
+        let windows = forget_windows(setting, case, &config.circuit, corruption, loss, seed)?;
         Ok::<_, Error>((windows, start.elapsed().as_secs_f64()))
     };
     let counterfactual = windows_of(config.circuit.corruption, ForgetLoss::CfKl)?;
@@ -252,15 +249,14 @@ pub(super) fn run(
     };
     let stop_at = workers.map(seeds.len(), |at| {
         let seed = Seed::new(seeds[at]);
-        stop_target(&originals[at], setting, &counterfactual.0, &case, seed, &Workers::new(1)?)
+        stop_target(&originals[at], setting, &counterfactual.0, case, seed, &Workers::new(1)?)
     })?;
 
-    let bar = progress(0, &format!("unlearn {}", request.name()));
+    let bar = progress(0, &format!("unlearn {}", case.request.name()));
     let one_run = |method: &Method, at: usize, lr: f64| {
-        let (prepared, by_random) = &staged[at];
-        let used = match (method.source, by_random) {
-            (Source::RandomCorruption, Some(by_random)) => by_random,
-            _ => prepared,
+        let used = match method.source {
+            Source::RandomCorruption => by_random.get(at).unwrap_or(&staged[at]),
+            _ => &staged[at],
         };
         let (windows, pair_seconds) = match (method.source, &random) {
             (Source::RandomCorruption, Some(random)) => random,
@@ -324,9 +320,9 @@ pub(super) fn run(
         .zip(runs.chunks(seeds.len()))
         .map(|(method, runs)| Outcome { method, runs: runs.to_vec() })
         .collect();
-    let sharded = if full { sharded(comparison, models, &case, &sets)? } else { Vec::new() };
+    let sharded = if full { sharded(comparison, models, case, &sets)? } else { Vec::new() };
     let exact = if full && config.bench.exact_pairs > 0 {
-        let (lm, prepared) = (&originals[0], &staged[0].0);
+        let (lm, prepared) = (&originals[0], &staged[0]);
         let pairs = prepared.forget.pairs.first(config.bench.exact_pairs);
         let steps = (config.circuit.steps > 0).then_some(config.circuit.steps);
         let network = &prepared.network;
@@ -337,9 +333,8 @@ pub(super) fn run(
     } else {
         None
     };
-    let prepared: Vec<Prepared> = staged.into_iter().map(|(prepared, _)| prepared).collect();
     let groupings =
-        prepared.iter().map(|prepared| prepared.groups(&config.groups)).collect::<Result<_>>()?;
+        staged.iter().map(|prepared| prepared.groups(&config.groups)).collect::<Result<_>>()?;
     let measured = Measured {
         sets,
         untouched,
@@ -347,13 +342,13 @@ pub(super) fn run(
         retrained,
         outcomes,
         sharded,
-        prepared,
+        prepared: staged,
         groupings,
         stop_at,
         exact,
     };
-    let dataset = format!("{}, forget {}", comparison.dataset, request.name());
-    report.rows.extend(table::rows(&dataset, config, &measured, &case));
+    let dataset = format!("{}, forget {}", comparison.dataset, case.request.name());
+    report.rows.extend(table::rows(&dataset, config, &measured, case));
     if full {
         report.figures.extend(figures::of_request(&dataset, &measured)?);
         if let Some(folder) = comparison.folder {

@@ -10,7 +10,7 @@ use common::rng::Seed;
 use common::{Result, stats};
 
 use super::movielens::{Ours, Scored, Table, blank};
-use super::{Context, over_seeds, ranking};
+use super::{Context, Job, over_seeds, ranking};
 use crate::config::Config;
 use crate::eval::{self, Scorer};
 use crate::model::{CmaScope, GRAPH, MODALITIES, Modalities, TEXT};
@@ -127,6 +127,11 @@ impl Variant {
     pub(super) fn fit(&self, context: &Context, workers: &Workers) -> Result<Fitted> {
         let base = context.base();
         pipeline::fit(&self.prepared, &self.config, base, base, &context.kept, workers)
+    }
+
+    /// Its training.
+    pub(super) fn job<'a>(&'a self, context: &'a Context) -> Job<'a> {
+        Box::new(move |workers| self.fit(context, workers).map(drop))
     }
 }
 

@@ -90,8 +90,9 @@ fn ahead(context: &Context, jobs: &[Job<'_>]) -> Result<()> {
 /// A damaged asset, an interrupt.
 pub fn run(config: &Config, context: &Context) -> Result<Report> {
     let mut report = Report::new("tmf", context.profile.name());
-    movielens::run(config, context, &mut report)?;
-    synthetic::run(config, context, &mut report)?;
+    let catalogues = synthetic::Catalogues::new(config, context)?;
+    movielens::run(config, context, catalogues.jobs(context), &mut report)?;
+    catalogues.measure(context, &mut report)?;
     report.rows.extend(walmart());
     report.finish()
 }

@@ -130,8 +130,14 @@ pub(super) fn blank(method: &str, role: Role) -> Row {
     }
 }
 
-/// Runs the ML-100k part; a "not run" row where an asset is absent.
-pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Result<()> {
+/// Runs the ML-100k part; a "not run" row where an asset is absent. `more` are short trainings that
+/// fill the cores at the end of its own.
+pub(super) fn run(
+    config: &Config,
+    context: &Context,
+    more: Vec<Job<'_>>,
+    report: &mut Report,
+) -> Result<()> {
     let needed = movielens::load(&context.assets, false)
         .and_then(|data| Ok((data, TextEncoder::minilm(&context.assets)?)));
     let (mut data, encoder) = match needed {
@@ -163,13 +169,13 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
         test: asked.test.iter().map(|queries| by_graph(queries)).collect(),
     };
     table.add("LightGCN per behaviour", Role::Baseline, &light_gcn, None, started);
-    ahead(context, &baseline_jobs(&data, &questions, &train, config, context))?;
-    let others = models_over_ids(&mut table, &data, &questions, config, context)?;
-
-    let by_mbht = mbht(&mut table, &data, &questions, &train, config, context)?;
     let vectors: Encoded = match config.graph_encoder {
         GraphEncoder::LightGcn => (graph.items.clone(), graph.present.clone()),
-        GraphEncoder::Mbht => by_mbht,
+        GraphEncoder::Mbht => {
+            let workers = &context.workers;
+            let model = pipeline::mbht(&data, &train, config, base, &context.kept, workers)?;
+            pipeline::mbht_vectors(&model, &train)?
+        }
     };
     let pool: Vec<u32> = (0..data.items.len() as u32).collect();
     let encoded = [None, Some(text), Some(vectors)];
@@ -187,10 +193,13 @@ pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Re
     }
     // the first of those that answer by title trains the warm-up that the others wait for
     let (first, rest) = by_title.split_at(by_title.len().min(1));
-    for variant in first.iter().chain(&again).chain(rest) {
-        jobs.push(Box::new(move |workers| variant.fit(context, workers).map(drop)));
-    }
+    jobs.extend(first.iter().map(|variant| variant.job(context)));
+    jobs.extend(baseline_jobs(&data, &questions, &train, config, context));
+    jobs.extend(again.iter().chain(rest).map(|variant| variant.job(context)));
+    jobs.extend(more);
     ahead(context, &jobs)?;
+    let others = models_over_ids(&mut table, &data, &questions, config, context)?;
+    mbht(&mut table, &data, &questions, &train, config, context)?;
     let seeds = context.seeds.iter();
     let fitted: Vec<Fitted> = seeds.map(|&s| fit(s, &context.workers)).collect::<Result<_>>()?;
     let ours = Ours { config, context, prepared: &prepared, fitted: &fitted };
@@ -280,7 +289,7 @@ impl Ours<'_> {
     }
 }
 
-/// MBHT alone, as a baseline; returns its item vectors.
+/// MBHT alone, as a baseline.
 fn mbht(
     table: &mut Table<'_>,
     data: &Dataset,
@@ -288,7 +297,7 @@ fn mbht(
     train: &[Vec<Step>],
     config: &Config,
     context: &Context,
-) -> Result<Encoded> {
+) -> Result<()> {
     let started = Instant::now();
     let seed = context.base();
     let model = pipeline::mbht(data, train, config, seed, &context.kept, &context.workers)?;
@@ -298,7 +307,7 @@ fn mbht(
     let note = Some("our hypergraph transformer; one training, all candidate files".to_owned());
     let scored = Scored { valid: Vec::new(), test };
     table.add("MBHT", Role::Baseline, &scored, note, started);
-    pipeline::mbht_vectors(&model, train)
+    Ok(())
 }
 
 /// Scores of each query's items.
@@ -358,7 +367,7 @@ fn full_scores(
     baselines::scores(baseline, data, both, epochs, Seed::new(seed), &context.shared, threads)
 }
 
-/// The trained baselines, the long ones first.
+/// The trained baselines.
 fn baseline_jobs<'a>(
     data: &'a Dataset,
     questions: &'a [Vec<Question>; 2],

@@ -15,7 +15,7 @@ use crate::encoders::image::Picture;
 use crate::encoders::seeded;
 use crate::eval::{self, Query, Scorer};
 use crate::model::{MODALITIES, Modalities, Used};
-use crate::pipeline::{self, Prepared};
+use crate::pipeline::{self, Fitted, Prepared};
 use crate::train::{Curriculum, StageOptions};
 
 /// Width of the seeded encoders.
@@ -87,90 +87,123 @@ pub fn queries(catalogue: &Catalogue) -> Vec<Query> {
     catalogue.tests.iter().enumerate().map(query).collect()
 }
 
-pub(super) fn run(config: &Config, context: &Context, report: &mut Report) -> Result<()> {
-    if config.bench.synthetic_users == 0 {
-        return Ok(());
-    }
-    let base = Seed::new(context.seeds.first().copied().unwrap_or(0));
-    let mut sizes = Sizes { tests: config.bench.synthetic_users, ..Sizes::default() };
-    if config.bench.synthetic_users < 100 {
-        sizes = Sizes { warm: 120, cold: 120, users: 300, ..sizes };
-    }
-    let small = sized(config);
-    let mut worlds = Vec::new();
-    for signal in Signal::ALL {
-        let catalogue = generate(signal, sizes, base);
-        let prepared = prepare(&catalogue, &small, base)?;
-        worlds.push(World { signal, catalogue, prepared });
-    }
-    let mut blind = small.clone();
-    (blind.prompt.behaviour_tokens, blind.fusion.behaviours) = (false, false);
-    let unaware = worlds.iter().find(|world| world.signal == Signal::Behaviour);
-    let unaware = unaware.map(|world| prepare(&world.catalogue, &blind, base)).transpose()?;
-    let fit = |prepared: &Prepared, config: &Config, workers: &Workers| {
-        pipeline::fit(prepared, config, base, base, &context.kept, workers)
-    };
-    let mut jobs: Vec<Job<'_>> = Vec::new();
-    for world in &worlds {
-        jobs.push(Box::new(|workers| fit(&world.prepared, &small, workers).map(drop)));
-    }
-    if let Some(prepared) = &unaware {
-        jobs.push(Box::new(|workers| fit(prepared, &blind, workers).map(drop)));
-    }
-    ahead(context, &jobs)?;
-    for World { signal, catalogue, prepared } in &worlds {
-        let started = Instant::now();
-        if *signal == Signal::Image {
-            report.figures.push(catalogue_figure(catalogue));
+/// The catalogues of all signals; none where the profile has no synthetic users.
+pub(super) struct Catalogues {
+    worlds: Vec<World>,
+    config: Config,
+    /// The catalogue of behaviours for a model that is not told them.
+    unaware: Option<(Prepared, Config)>,
+    base: Seed,
+}
+
+impl Catalogues {
+    pub(super) fn new(config: &Config, context: &Context) -> Result<Self> {
+        let base = context.base();
+        let small = sized(config);
+        let mut made = Self { worlds: Vec::new(), config: small, unaware: None, base };
+        if config.bench.synthetic_users == 0 {
+            return Ok(made);
         }
-        let asked = queries(catalogue);
-        let dataset = format!("synthetic, signal in {}", signal.name());
-        let mut add = |method: &str, role: Role, hits: Vec<f64>, note: Option<&str>| {
-            let line = Line {
-                dataset: &dataset,
-                claim: "the modality that carries the signal is used",
-                method,
-                role,
-                metric: "hr@1",
-                note: Some(note.map_or_else(
-                    || format!("synthetic; {CANDIDATES} candidates, cold items and users"),
-                    str::to_owned,
-                )),
-            };
-            report.rows.push(row(&line, &[hits], config.bench.resamples, started));
-        };
-        let fitted = fit(prepared, &small, &context.workers)?;
-        let modalities = prepared.switched(&small);
-        let hits = |modalities: &Modalities, used: Used| {
-            let scorer = Scorer::new(&fitted.model, &prepared.prompter, modalities).with(used);
-            let scores = eval::score(&scorer, &asked, false, false, &context.workers)?;
-            Ok::<_, Error>(eval::hits(&eval::ranks(&asked, &scores), 1))
-        };
-        add("TMF", Role::Paper, hits(&modalities, [true; 3])?, None);
-        for (which, name) in MODALITIES.iter().enumerate() {
-            if *signal == Signal::Behaviour {
-                break;
+        let mut sizes = Sizes { tests: config.bench.synthetic_users, ..Sizes::default() };
+        if config.bench.synthetic_users < 100 {
+            sizes = Sizes { warm: 120, cold: 120, users: 300, ..sizes };
+        }
+        for signal in Signal::ALL {
+            let catalogue = generate(signal, sizes, base);
+            let prepared = prepare(&catalogue, &made.config, base)?;
+            if signal == Signal::Behaviour {
+                let mut blind = made.config.clone();
+                (blind.prompt.behaviour_tokens, blind.fusion.behaviours) = (false, false);
+                made.unaware = Some((prepare(&catalogue, &blind, base)?, blind));
             }
-            let used = [0, 1, 2].map(|at| at != which);
-            add(&format!("{name} removed at test"), Role::Ablation, hits(&modalities, used)?, None);
-            let changed = shuffled(&modalities, which, base)?;
-            let credits = hits(&changed, [true; 3])?;
-            // a control where the signal is; elsewhere it should cost nothing
-            let role = if name == &signal.name() { Role::Control } else { Role::Ablation };
-            add(&format!("{name} shuffled across items"), role, credits, None);
+            made.worlds.push(World { signal, catalogue, prepared });
         }
-        let chance = vec![1.0 / CANDIDATES as f64; asked.len()];
-        add("chance", Role::Control, chance, Some("one in eight by construction"));
-        if let (Signal::Behaviour, Some(prepared)) = (signal, &unaware) {
-            let fitted = fit(prepared, &blind, &context.workers)?;
-            let scorer = Scorer::new(&fitted.model, &prepared.prompter, &modalities);
-            let scores = eval::score(&scorer, &asked, false, false, &context.workers)?;
-            let credits = eval::hits(&eval::ranks(&asked, &scores), 1);
-            let note = "synthetic; trained again without behaviour tokens and embeddings";
-            add("without behaviour tokens", Role::Ablation, credits, Some(note));
-        }
+        Ok(made)
     }
-    Ok(())
+
+    fn fit(
+        &self,
+        prepared: &Prepared,
+        config: &Config,
+        context: &Context,
+        workers: &Workers,
+    ) -> Result<Fitted> {
+        pipeline::fit(prepared, config, self.base, self.base, &context.kept, workers)
+    }
+
+    /// The trainings.
+    pub(super) fn jobs<'a>(&'a self, context: &'a Context) -> Vec<Job<'a>> {
+        let models = self.worlds.iter().map(|world| (&world.prepared, &self.config));
+        let unaware = self.unaware.iter().map(|(prepared, config)| (prepared, config));
+        let job = |(prepared, config): (&'a Prepared, &'a Config)| -> Job<'a> {
+            Box::new(move |workers| self.fit(prepared, config, context, workers).map(drop))
+        };
+        models.chain(unaware).map(job).collect()
+    }
+
+    /// The rows and the figure.
+    pub(super) fn measure(&self, context: &Context, report: &mut Report) -> Result<()> {
+        ahead(context, &self.jobs(context))?;
+        let resamples = self.config.bench.resamples;
+        for World { signal, catalogue, prepared } in &self.worlds {
+            let started = Instant::now();
+            if *signal == Signal::Image {
+                report.figures.push(catalogue_figure(catalogue));
+            }
+            let asked = queries(catalogue);
+            let dataset = format!("synthetic, signal in {}", signal.name());
+            let mut add = |method: &str, role: Role, hits: Vec<f64>, note: Option<&str>| {
+                let line = Line {
+                    dataset: &dataset,
+                    claim: "the modality that carries the signal is used",
+                    method,
+                    role,
+                    metric: "hr@1",
+                    note: Some(note.map_or_else(
+                        || format!("synthetic; {CANDIDATES} candidates, cold items and users"),
+                        str::to_owned,
+                    )),
+                };
+                report.rows.push(row(&line, &[hits], resamples, started));
+            };
+            let fitted = self.fit(prepared, &self.config, context, &context.workers)?;
+            let modalities = prepared.switched(&self.config);
+            let hits = |modalities: &Modalities, used: Used| {
+                let scorer = Scorer::new(&fitted.model, &prepared.prompter, modalities).with(used);
+                let scores = eval::score(&scorer, &asked, false, false, &context.workers)?;
+                Ok::<_, Error>(eval::hits(&eval::ranks(&asked, &scores), 1))
+            };
+            add("TMF", Role::Paper, hits(&modalities, [true; 3])?, None);
+            for (which, name) in MODALITIES.iter().enumerate() {
+                if *signal == Signal::Behaviour {
+                    break;
+                }
+                let used = [0, 1, 2].map(|at| at != which);
+                add(
+                    &format!("{name} removed at test"),
+                    Role::Ablation,
+                    hits(&modalities, used)?,
+                    None,
+                );
+                let changed = shuffled(&modalities, which, self.base)?;
+                let credits = hits(&changed, [true; 3])?;
+                // a control where the signal is; elsewhere it should cost nothing
+                let role = if name == &signal.name() { Role::Control } else { Role::Ablation };
+                add(&format!("{name} shuffled across items"), role, credits, None);
+            }
+            let chance = vec![1.0 / CANDIDATES as f64; asked.len()];
+            add("chance", Role::Control, chance, Some("one in eight by construction"));
+            if let (Signal::Behaviour, Some((prepared, blind))) = (signal, &self.unaware) {
+                let fitted = self.fit(prepared, blind, context, &context.workers)?;
+                let scorer = Scorer::new(&fitted.model, &prepared.prompter, &modalities);
+                let scores = eval::score(&scorer, &asked, false, false, &context.workers)?;
+                let credits = eval::hits(&eval::ranks(&asked, &scores), 1);
+                let note = "synthetic; trained again without behaviour tokens and embeddings";
+                add("without behaviour tokens", Role::Ablation, credits, Some(note));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A sheet of drawn items.

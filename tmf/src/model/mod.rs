@@ -348,7 +348,7 @@ struct Noisy<'a> {
 }
 
 impl Hooks for Noisy<'_> {
-    fn reads(&self) -> bool {
+    fn reads_heads(&self) -> bool {
         false
     }
 

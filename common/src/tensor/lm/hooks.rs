@@ -55,9 +55,9 @@ pub enum Reader {
 /// that wants some rows `[rows, hidden]`; both methods return what the pass goes on with, by default
 /// what it had.
 pub trait Hooks {
-    /// Whether [`Hooks::read`] is to be called. Without, each layer norms, projects and attends once
-    /// for all its heads, which is faster.
-    fn reads(&self) -> bool {
+    /// Whether [`Hooks::read`] is to be called for the heads' ports. Without, each layer norms, projects
+    /// and attends once for all its heads, which is faster.
+    fn reads_heads(&self) -> bool {
         true
     }
 
@@ -157,7 +157,7 @@ impl Lm {
         hidden = hooks.write(Writer::Input, hidden)?;
         for (at, layer) in self.layers.iter().enumerate() {
             let rows = rows.filter(|_| at + 1 == self.layers.len());
-            let heads = match hooks.reads() {
+            let heads = match hooks.reads_heads() {
                 true => self.heads_apart(at, layer, &hidden, rope.as_ref(), hooks)?,
                 false => self.heads_together(layer, &hidden, rope.as_ref())?,
             };
@@ -169,16 +169,11 @@ impl Lm {
             if let Some(bias) = layer.attention.output_bias() {
                 after = after.broadcast_add(bias)?;
             }
-            let seen = match hooks.reads() {
-                true => hooks.read(Reader::Mlp { layer: at }, after.clone())?,
-                false => after.clone(),
-            };
+            let seen = hooks.read(Reader::Mlp { layer: at }, after.clone())?;
             let output = layer.feed_forward(&seen)?;
             hidden = (after + hooks.write(Writer::Mlp { layer: at }, output)?)?;
         }
-        if hooks.reads() {
-            hidden = hooks.read(Reader::Logits, hidden)?;
-        }
+        hidden = hooks.read(Reader::Logits, hidden)?;
         self.norm.forward(&hidden)
     }
 

@@ -8,8 +8,9 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::fused::{fusable, fused};
-use super::kernel::{Matrix, Threads, filled, gemm, simd};
+use super::kernel::{filled, simd};
 use super::math::sum_of;
+use super::product::{Matrix, Threads, gemm};
 use super::softmax::{SoftmaxOptions, mask_bytes, softmax_compose, softmax_in_place};
 
 /// Options of [`attention`].

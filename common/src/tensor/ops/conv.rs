@@ -7,8 +7,9 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::fused::{fusable, fused};
-use super::kernel::{Matrix, Threads, add, filled, gemm, simd};
+use super::kernel::{add, filled, simd};
 use super::math::sum;
+use super::product::{Matrix, Threads, gemm};
 
 /// Sizes of a convolution between an image of `height × width` and patches of `out_height ×
 /// out_width`; shared by both directions.

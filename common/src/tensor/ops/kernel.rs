@@ -1,5 +1,5 @@
-//! What every fused operator stands on, and the only place of `ops` with unsafe code: the choice of
-//! the instruction set, outputs that are not zero-filled, matrix products, blocks over threads.
+//! What every fused operator stands on: the choice of the instruction set, outputs that are not
+//! zero-filled, blocks over threads. Unsafe code of `ops` is here and in `product`.
 //!
 //! A kernel is a plain Rust loop over 16 accumulators, written once with [`simd!`] and compiled for
 //! AVX-512, AVX2 and the baseline. The loops use no fused multiply-add and a fixed order of
@@ -245,105 +245,5 @@ simd! {
         for (total, part) in total.iter_mut().zip(part) {
             *total += part;
         }
-    }
-}
-
-/// A matrix inside a slice.
-#[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// Row-major `rows × cols`.
-    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        Self::strided(data, rows, cols, cols)
-    }
-
-    /// Rows of `cols` values, `row_stride` apart.
-    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self { data, rows, cols, row_stride, col_stride: 1 }
-    }
-
-    /// The transpose; moves nothing.
-    pub(crate) fn t(self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
-    }
-}
-
-/// Threads of a matrix product.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Threads {
-    /// The calling thread alone; for products inside a parallel loop.
-    One,
-    /// All threads of the current rayon pool.
-    Pool,
-}
-
-/// `out (rows × cols, row_stride apart) = scale · left · right`, added to `out` if `accumulate`.
-/// Panics when a matrix reaches beyond its slice or the sizes don't fit: a bug of the caller.
-pub(crate) fn gemm(
-    out: &mut [f32],
-    out_stride: usize,
-    left: Matrix<'_>,
-    right: Matrix<'_>,
-    scale: f32,
-    accumulate: bool,
-    threads: Threads,
-) {
-    let (rows, inner, cols) = (left.rows, left.cols, right.cols);
-    assert_eq!(inner, right.rows, "gemm: inner sizes");
-    if rows == 0 || cols == 0 {
-        return;
-    }
-    let reach = |rows: usize, cols: usize, row_stride: usize, col_stride: usize| {
-        if rows == 0 || cols == 0 {
-            0
-        } else {
-            (rows - 1) * row_stride + (cols - 1) * col_stride + 1
-        }
-    };
-    let reach_of = |m: &Matrix<'_>| reach(m.rows, m.cols, m.row_stride, m.col_stride);
-    assert!(reach_of(&left) <= left.data.len(), "gemm: left matrix");
-    assert!(reach_of(&right) <= right.data.len(), "gemm: right matrix");
-    assert!(cols <= out_stride && reach(rows, cols, out_stride, 1) <= out.len(), "gemm: output");
-    let parallelism = match threads {
-        Threads::Pool if rayon::current_num_threads() > 1 => gemm::Parallelism::Rayon(0),
-        _ => gemm::Parallelism::None,
-    };
-    // SAFETY: all three matrices lie inside their slices (asserted above), the output is borrowed
-    // mutably, so it overlaps no input; slices are shorter than isize::MAX bytes.
-    unsafe {
-        gemm::gemm(
-            rows,
-            cols,
-            inner,
-            out.as_mut_ptr(),
-            1,
-            out_stride as isize,
-            accumulate,
-            left.data.as_ptr(),
-            left.col_stride as isize,
-            left.row_stride as isize,
-            right.data.as_ptr(),
-            right.col_stride as isize,
-            right.row_stride as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
     }
 }

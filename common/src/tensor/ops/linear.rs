@@ -7,7 +7,8 @@ use candle_core::{D, DType, Result, Shape, Tensor, bail};
 
 use super::activation::{Activation, relu_in_place};
 use super::fused::{fusable, fused};
-use super::kernel::{Matrix, Threads, add, filled, for_rows, gemm, map_rows, map_rows_sum};
+use super::kernel::{add, filled, for_rows, map_rows, map_rows_sum};
+use super::product::{Matrix, Threads, gemm};
 
 /// `x · weightᵀ + bias`: `x` `[…, inputs]`, `weight` `[outputs, inputs]` (torch's layout), `bias`
 /// `[outputs]`.

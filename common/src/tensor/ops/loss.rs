@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::{D, DType, Result, Shape, Tensor, bail};
 
 use super::fused::{fusable, fused};
-use super::kernel::{
-    Matrix, Threads, add, filled, for_rows, gemm, map_rows, map_rows_sum, map_rows_with, simd,
-};
+use super::kernel::{add, filled, for_rows, map_rows, map_rows_sum, map_rows_with, simd};
 use super::linear::linear_compose;
 use super::math::{exp, max, sigmoid, sum, sum_exp, sum_of};
+use super::product::{Matrix, Threads, gemm};
 
 /// How the losses of the rows (or elements) become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

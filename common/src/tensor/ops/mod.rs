@@ -35,6 +35,7 @@ mod loss;
 mod math;
 mod nearest;
 mod norm;
+pub(crate) mod product;
 mod recurrent;
 mod resample;
 mod rope;

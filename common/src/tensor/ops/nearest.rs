@@ -5,7 +5,8 @@ use std::ops::Range;
 use candle_core::{Result, Tensor, bail};
 
 use super::fused::{Values, fusable};
-use super::kernel::{Matrix, Threads, filled, gemm, map_rows, simd};
+use super::kernel::{filled, map_rows, simd};
+use super::product::{Matrix, Threads, gemm};
 
 /// Index of the row of `table` `[entries, width]` at the smallest Euclidean distance from each row of
 /// `x` `[rows, width]`: `[rows]`, `u32`. The first of equals; a distance of NaN is never the smallest

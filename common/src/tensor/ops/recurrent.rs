@@ -5,8 +5,9 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{Result, Tensor, bail};
 
 use super::fused::{fusable, fused};
-use super::kernel::{Matrix, Threads, gemm, simd};
+use super::kernel::simd;
 use super::math::sigmoid;
+use super::product::{Matrix, Threads, gemm};
 
 /// What a forward pass keeps for the backward pass, `[steps · batch, width]` each.
 struct Kept {

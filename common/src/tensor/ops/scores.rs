@@ -1,8 +1,9 @@
 //! Linear scores of many rows, written into a caller's buffer: no tensor, no gradient, one thread,
 //! for loops that spread blocks of rows over threads themselves.
 
-use super::kernel::{Matrix, Threads, gemm, simd};
+use super::kernel::simd;
 use super::math::sigmoid;
+use super::product::{Matrix, Threads, gemm};
 
 /// `out (rows × cols) = x (rows × inner) · weights (inner × cols) + bias (cols)`, all row by row.
 ///

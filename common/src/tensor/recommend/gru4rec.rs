@@ -39,6 +39,20 @@ impl Default for Gru4recOptions {
     }
 }
 
+impl Gru4recOptions {
+    /// Settings for ML-100k, chosen on its validation cases; see [`super::SasrecOptions::movielens`].
+    pub fn movielens() -> Self {
+        let training = TrainOptions {
+            epochs: 24,
+            learning_rate: 2e-3,
+            average: 0.99,
+            patience: 3,
+            ..TrainOptions::default()
+        };
+        Self { training, ..Self::default() }
+    }
+}
+
 /// GRU4Rec ([Hidasi et al. 2016](https://arxiv.org/abs/1511.06939)) in the form of RecBole (after
 /// [Tan et al. 2016](https://arxiv.org/abs/1606.08117)): one GRU layer, a linear map back to the
 /// item vectors, cross-entropy over all items at every position.
@@ -115,8 +129,8 @@ impl Gru4rec {
         Ok(model)
     }
 
-    /// [`Gru4rec::fit`], or what it gave before for the same data, options and seed: papers that ask for
-    /// the same baseline train it once.
+    /// [`Gru4rec::fit`], or what it gave before for the same data, options and seed: papers that ask
+    /// for the same baseline train it once.
     ///
     /// # Errors
     /// As [`Gru4rec::fit`] and [`Trained::get_or_train`].

@@ -2,9 +2,10 @@
 //! continuations that share their beginnings.
 
 use super::config::ModelConfig;
-use super::kernels::{self, Strided};
+use super::kernels;
 use super::matrix::Machine;
 use super::model::{Batch, LayerCache};
+use crate::tensor::ops::product::{Matrix, Threads, gemm};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -68,10 +69,10 @@ impl Attention<'_> {
     }
 
     /// Cached rows `range` of key/value head `head`.
-    fn cached<'c>(&self, rows: &'c [f32], head: usize, range: Range<usize>) -> Strided<'c> {
+    fn cached<'c>(&self, rows: &'c [f32], head: usize, range: Range<usize>) -> Matrix<'c> {
         let at = head * self.cache.capacity + range.start;
         let width = self.config.head_dim;
-        Strided::rows(&rows[at * width..(at + range.len()) * width], width)
+        Matrix::new(&rows[at * width..], range.len(), width)
     }
 
     /// All query heads of one key/value head, for a batch of one token.
@@ -80,34 +81,19 @@ impl Attention<'_> {
         let group = out.len() / width;
         let end = self.batch.prefix + 1;
         let range = self.start(self.batch.positions[0])..end;
-        let queries = Strided::rows(&self.queries[head * group * width..], width);
+        let queries = Matrix::new(&self.queries[head * group * width..], group, width);
         let keys = self.cached(&self.cache.keys, head, range.clone());
         let values = self.cached(&self.cache.values, head, range.clone());
         let count = range.len();
         SCORES.with_borrow_mut(|scores| {
             scores.resize(group * count, 0.0);
             let scale = self.scale();
-            kernels::matmul(
-                (group, width, count),
-                queries,
-                keys.transposed(),
-                scores,
-                count,
-                scale,
-                false,
-            );
+            gemm(scores, count, queries, keys.t(), scale, false, Threads::One);
             for row in scores.chunks_exact_mut(count) {
                 kernels::softmax(self.machine.isa, row);
             }
-            kernels::matmul(
-                (group, count, width),
-                Strided::rows(scores, count),
-                values,
-                out,
-                width,
-                1.0,
-                false,
-            );
+            let scores = Matrix::new(scores, group, count);
+            gemm(out, width, scores, values, 1.0, false, Threads::One);
         });
     }
 
@@ -125,20 +111,15 @@ impl Attention<'_> {
         let count = prefix.len() + own.len();
         SCORES.with_borrow_mut(|scores| {
             scores.resize(tile.len() * count, 0.0);
+            let scale = self.scale();
             for head in 0..self.config.num_attention_heads {
                 let queries = &self.queries[tile.start * self.query_stride + head * width..];
-                let queries = Strided::rows(queries, self.query_stride);
+                let queries = Matrix::strided(queries, tile.len(), width, self.query_stride);
                 for (range, column) in [(prefix.clone(), 0), (own.clone(), prefix.len())] {
                     if !range.is_empty() {
-                        kernels::matmul(
-                            (tile.len(), width, range.len()),
-                            queries,
-                            self.cached(&self.cache.keys, head / group, range).transposed(),
-                            &mut scores[column..],
-                            count,
-                            self.scale(),
-                            false,
-                        );
+                        let keys = self.cached(&self.cache.keys, head / group, range);
+                        let scores = &mut scores[column..];
+                        gemm(scores, count, queries, keys.t(), scale, false, Threads::One);
                     }
                 }
                 for (row, query) in scores.chunks_exact_mut(count).zip(tile.clone()) {
@@ -149,15 +130,10 @@ impl Attention<'_> {
                 let out = &mut out[head * width..];
                 for (range, column) in [(prefix.clone(), 0), (own.clone(), prefix.len())] {
                     if !range.is_empty() {
-                        kernels::matmul(
-                            (tile.len(), range.len(), width),
-                            Strided::rows(&scores[column..], count),
-                            self.cached(&self.cache.values, head / group, range),
-                            out,
-                            out_width,
-                            1.0,
-                            column > 0,
-                        );
+                        let scores =
+                            Matrix::strided(&scores[column..], tile.len(), range.len(), count);
+                        let values = self.cached(&self.cache.values, head / group, range);
+                        gemm(out, out_width, scores, values, 1.0, column > 0, Threads::One);
                     }
                 }
             }

@@ -3,7 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `gemm.rs` | f32 matrix products over the `gemm` crate, with checked extents |
+//! | `gemm.rs` | f32 matrix products by panels of weights |
 //! | `rows.rs` | RMSNorm, softmax, SiLU, GELU, rotary embedding, dot products: plain loops |
 //! | `blocks.rs` | block-quantised weights |
 //! | `activations.rs` | activations rounded to int8 |
@@ -11,7 +11,7 @@
 //!
 //! This folder is the engine's only unsafe code. The unsafe parts are calls of functions compiled
 //! with `#[target_feature]`, guarded by [`Isa::detect`]; vector loads and stores whose bounds are
-//! asserted first; and the call into `gemm`, whose extents are asserted first.
+//! asserted first; and products into columns that one thread has to itself.
 
 mod activations;
 mod blocks;
@@ -21,7 +21,7 @@ mod tiles;
 
 pub(super) use activations::Activations;
 pub(super) use blocks::{BLOCK, Block, Packed, PackedKind};
-pub(super) use gemm::{Panels, Strided, matmul, matmul_panels};
+pub(super) use gemm::{Panels, matmul_panels};
 pub(super) use rows::{dot, exp_sum, gelu_gate, rms_norm, rotate_half, silu_gate, softmax};
 
 /// Instruction set of a kernel call.

@@ -171,6 +171,41 @@ fn gradients_that_go_around_candle_are_the_same() {
     }
 }
 
+/// One output used by fused operators, by candle's and by both, in two losses of one graph.
+#[test]
+fn outputs_that_both_kinds_of_operators_use_get_all_their_gradients() {
+    let net = Net::new();
+    let (w, b) = &net.first;
+    let all = net.parameters.filter(|name| name.starts_with("first"));
+    let losses = |linear: &dyn Fn(&Tensor) -> Tensor, add: &dyn Fn(&Tensor, &Tensor) -> Tensor| {
+        let hidden = linear(&net.x);
+        let doubled = add(&hidden, &hidden);
+        let both = add(&doubled, &hidden.sqr().unwrap());
+        let turned = both.t().unwrap();
+        let loss = (turned.sqr().unwrap().sum_all().unwrap() + hidden.sum_all().unwrap()).unwrap();
+        let other = add(&hidden, &doubled).exp().unwrap().sum_all().unwrap();
+        [loss, other]
+    };
+    let fused = losses(&|x| ops::linear(x, w, Some(b)).unwrap(), &|a, b| ops::add(a, b).unwrap());
+    let composed =
+        losses(&|x| ops::linear_compose(x, w, Some(b)).unwrap(), &|a, b| (a + b).unwrap());
+    // a graph can be walked again
+    for _ in 0..2 {
+        for (fused, composed) in fused.iter().zip(&composed) {
+            let (by_tokens, plain) = (
+                Gradients::of(fused, &all).unwrap(),
+                Gradients::from_store(&composed.backward().unwrap(), &all).unwrap(),
+            );
+            let by_candle = Gradients::from_store(&fused.backward().unwrap(), &all).unwrap();
+            for found in [by_tokens, by_candle] {
+                for (a, b) in found.tensors().iter().zip(plain.tensors()) {
+                    assert_close(&values(a), &values(b), 1e-5, 1e-5);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn an_unreached_parameter_is_an_error_that_names_it() {
     let net = Net::new();

@@ -259,8 +259,8 @@ impl Mbht {
         let mut x = drop(self.norm.forward(&x)?)?;
         for layer in &self.layers {
             let mixed = layer.attend(&x, &real, &self.options)?;
-            x = layer.norm1.forward(&(&x + drop(mixed)?)?)?;
-            x = layer.norm2.forward(&(&x + drop(layer.feed_forward.forward(&x)?)?)?)?;
+            x = layer.norm1.forward(&ops::add(&x, &drop(mixed)?)?)?;
+            x = layer.norm2.forward(&ops::add(&x, &drop(layer.feed_forward.forward(&x)?)?)?)?;
         }
         // Eq. 7, then Eqs. 8 to 10
         let gated = (&own * sigmoid(&self.gate.forward(&own)?)?)?;

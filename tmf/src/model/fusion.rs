@@ -474,9 +474,9 @@ impl Fusion {
     ) -> Result<Tensor> {
         let (x, mask, used) = self.tokens(amsa, adapted, events)?;
         let mixed = amsa.attention.forward(&x, &x, &mask, self.options.causal)?;
-        let x = amsa.norm1.forward(&(&x + dropout.apply(mixed)?)?)?;
+        let x = amsa.norm1.forward(&ops::add(&x, &dropout.apply(mixed)?)?)?;
         let mixed = dropout.apply(amsa.feed_forward.forward(&x)?)?;
-        let x = amsa.norm2.forward(&(&x + mixed)?)?;
+        let x = amsa.norm2.forward(&ops::add(&x, &mixed)?)?;
         let width = self.options.width;
         let x = x.reshape((events.batch * events.length, used.len(), width))?;
         let mut vectors = [None, None, None];

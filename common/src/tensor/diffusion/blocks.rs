@@ -57,8 +57,8 @@ impl Resnet {
         let hidden = self.norm2.forward(&hidden, Some(Activation::Silu))?;
         let hidden = self.conv2.forward(&hidden)?;
         Ok(match &self.shortcut {
-            Some(shortcut) => (shortcut.forward(x)? + hidden)?,
-            None => (x + hidden)?,
+            Some(shortcut) => ops::add(&shortcut.forward(x)?, &hidden)?,
+            None => ops::add(x, &hidden)?,
         })
     }
 }
@@ -144,10 +144,10 @@ impl TransformerBlock {
 
     fn forward(&self, x: &Tensor, text: &Tensor) -> Result<Tensor> {
         let inner = self.norm1.forward(x)?;
-        let x = (x + self.attn1.forward(&inner, &inner)?)?;
-        let x = (&x + self.attn2.forward(&self.norm2.forward(&x)?, text)?)?;
+        let x = ops::add(x, &self.attn1.forward(&inner, &inner)?)?;
+        let x = ops::add(&x, &self.attn2.forward(&self.norm2.forward(&x)?, text)?)?;
         let inner = ops::geglu(&self.up.forward(&self.norm3.forward(&x)?)?)?;
-        Ok((&x + self.down.forward(&inner)?)?)
+        Ok(ops::add(&x, &self.down.forward(&inner)?)?)
     }
 }
 
@@ -218,7 +218,7 @@ impl Transformer {
             Projection::Conv(conv) => conv.forward(&to_pixels(&tokens, height, width)?)?,
             Projection::Linear(linear) => to_pixels(&linear.forward(&tokens)?, height, width)?,
         };
-        Ok((x + out)?)
+        Ok(ops::add(x, &out)?)
     }
 
     pub(super) fn linears_mut<'a>(

@@ -407,9 +407,8 @@ impl Layer {
     ) -> Result<Tensor> {
         let mixed = self.attention.mix(&self.norm1.forward(x)?, inputs)?;
         let (x, mixed) = (wanted(x, rows)?, wanted(&mixed, rows)?);
-        let x = (x + self.attention.output(&mixed)?)?;
-        let inner = self.feed_forward(&x)?;
-        Ok((x + inner)?)
+        let x = ops::add(&x, &self.attention.output(&mixed)?)?;
+        Ok(ops::add(&x, &self.feed_forward(&x)?)?)
     }
 
     /// What the feed-forward layer adds to `x`.

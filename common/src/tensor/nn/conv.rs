@@ -68,6 +68,6 @@ impl ResidualBlock {
         let hidden = self.conv1.forward(&self.norm1.forward(x, Some(Activation::Silu))?)?;
         let hidden = ops::add_per_channel(&hidden, &self.time.forward(time)?)?;
         let hidden = self.norm2.forward(&hidden, Some(Activation::Silu))?;
-        Ok((x + self.conv2.forward(&hidden)?)?)
+        Ok(ops::add(x, &self.conv2.forward(&hidden)?)?)
     }
 }

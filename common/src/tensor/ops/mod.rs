@@ -15,6 +15,7 @@
 //! | [`linear`], [`linear_activation`], [`column_sum`], [`embedding`] | matmul + broadcast_add, `sum(0)`, `index_select` |
 //! | [`cross_entropy`], [`linear_cross_entropy`], [`bce_with_logits`], [`kl_divergence`] | `candle_nn::loss` |
 //! | [`nearest_rows`] | matmul, broadcasts and `argmin` of squared distances |
+//! | [`add`] | the sum of a residual connection |
 //! | [`rope`] | `candle_nn::rotary_emb` |
 //! | [`gru`] | `candle_nn::rnn::GRU` step by step |
 //! | [`affine_into`], [`sigmoid_in_place`] | scores on slices, without gradients |
@@ -41,6 +42,7 @@ mod resample;
 mod rope;
 mod scores;
 mod softmax;
+mod sum;
 
 pub(crate) use fused::{Values, backward};
 
@@ -70,3 +72,4 @@ pub use resample::{
 pub use rope::{RopeStyle, RopeTable, rope, rope_compose};
 pub use scores::{affine_into, sigmoid_in_place};
 pub use softmax::{SoftmaxOptions, softmax, softmax_compose};
+pub use sum::add;

@@ -241,9 +241,9 @@ impl NextItems for Sasrec {
         let mut hidden = drop(self.norm.forward(&x)?)?;
         for block in &self.blocks {
             let mixed = drop(block.attention.forward(&hidden, AttentionInputs::default())?)?;
-            hidden = block.attention_norm.forward(&(hidden + mixed)?)?;
+            hidden = block.attention_norm.forward(&ops::add(&hidden, &mixed)?)?;
             let mixed = drop(block.mlp.forward(&hidden)?)?;
-            hidden = block.mlp_norm.forward(&(hidden + mixed)?)?;
+            hidden = block.mlp_norm.forward(&ops::add(&hidden, &mixed)?)?;
         }
         Ok(hidden)
     }

@@ -81,9 +81,9 @@ impl Decoder {
         for block in &self.blocks {
             let qkv = block.qkv.forward(&block.attention_norm.forward(&hidden)?)?;
             let mixed = ops::attention_packed(&qkv, heads, heads, &CAUSAL)?;
-            hidden = (&hidden + drop(block.output.forward(&mixed)?)?)?;
+            hidden = ops::add(&hidden, &drop(block.output.forward(&mixed)?)?)?;
             let mixed = block.mlp.forward(&block.mlp_norm.forward(&hidden)?)?;
-            hidden = (&hidden + drop(mixed)?)?;
+            hidden = ops::add(&hidden, &drop(mixed)?)?;
         }
         self.norm.forward(&hidden)
     }

@@ -247,7 +247,12 @@ fn pack_right(m: Matrix<'_>, to: &mut [f32]) {
         }
         if m.col_stride == 1 {
             for (k, to) in to.chunks_exact_mut(COLS).enumerate() {
-                to[..cols].copy_from_slice(&part.data[k * m.row_stride..][..cols]);
+                let row = &part.data[k * m.row_stride..];
+                match row.first_chunk::<COLS>() {
+                    // of a known length, so that it becomes two moves instead of a call
+                    Some(row) if cols == COLS => to.copy_from_slice(row),
+                    _ => to[..cols].copy_from_slice(&row[..cols]),
+                }
             }
             continue;
         }

@@ -18,6 +18,9 @@ const COLS: usize = 16;
 const DEPTH: usize = 512;
 /// Values of a packed block of the right matrix, at most.
 const RIGHT: usize = 64 << 10;
+/// The same where the left matrix is packed, too: once per block of the right one, so that fewer are
+/// better.
+const WIDE_RIGHT: usize = 1 << 20;
 /// Values of a packed block of the left matrix, at most.
 const LEFT: usize = 48 << 10;
 /// Values between two packed panels of the left matrix, so that equal places of the panels do not
@@ -57,7 +60,8 @@ pub(super) unsafe fn product(
         true => inner.min(DEPTH),
         false => inner.div_ceil(inner.div_ceil(DEPTH)),
     };
-    let width = (RIGHT / depth / COLS * COLS).max(COLS);
+    let right_values = if left.col_stride == 1 { RIGHT } else { WIDE_RIGHT };
+    let width = (right_values / depth / COLS * COLS).max(COLS);
     let height = (LEFT / depth / ROWS * ROWS).max(ROWS);
     PACKED.with_borrow_mut(|(packed_left, packed_right)| {
         for col in (0..cols).step_by(width) {
@@ -256,8 +260,9 @@ fn pack_right(m: Matrix<'_>, to: &mut [f32]) {
             }
             continue;
         }
-        let whole = if m.row_stride == 1 { m.rows / 8 * 8 } else { 0 };
-        for col in (0..cols / 8 * 8).step_by(8) {
+        // columns lie together: squares of eight are turned in registers
+        let (whole_cols, whole) = (cols / 8 * 8, m.rows / 8 * 8);
+        for col in (0..whole_cols).step_by(8) {
             for k in (0..whole).step_by(8) {
                 transpose(
                     &part.data[col * m.col_stride + k..],
@@ -267,9 +272,9 @@ fn pack_right(m: Matrix<'_>, to: &mut [f32]) {
             }
         }
         for col in 0..cols {
-            let first = if col < cols / 8 * 8 { whole } else { 0 };
+            let first = if col < whole_cols { whole } else { 0 };
             for k in first..m.rows {
-                to[k * COLS + col] = part.data[col * m.col_stride + k * m.row_stride];
+                to[k * COLS + col] = part.data[col * m.col_stride + k];
             }
         }
     }

@@ -144,7 +144,7 @@ pub(super) fn run(
         Ok(needed) => needed,
         Err(error @ Error::Asset { .. }) => {
             report.rows.push(blank("TMF", Role::Paper).not_run(&error.to_string()));
-            return Ok(());
+            return ahead(context, &more);
         }
         Err(error) => return Err(error),
     };

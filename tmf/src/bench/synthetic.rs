@@ -8,7 +8,7 @@ use common::rng::Seed;
 use common::{Error, Result};
 
 use super::ablations::shuffled;
-use super::{Context, Job, Line, ahead, row};
+use super::{Context, Job, Line, row};
 use crate::config::Config;
 use crate::data::synthetic::{CANDIDATES, Catalogue, Signal, Sizes, generate};
 use crate::encoders::image::Picture;
@@ -141,9 +141,8 @@ impl Catalogues {
         models.chain(unaware).map(job).collect()
     }
 
-    /// The rows and the figure.
+    /// The rows and the figure, of models that [`Catalogues::jobs`] trained.
     pub(super) fn measure(&self, context: &Context, report: &mut Report) -> Result<()> {
-        ahead(context, &self.jobs(context))?;
         let resamples = self.config.bench.resamples;
         for World { signal, catalogue, prepared } in &self.worlds {
             let started = Instant::now();

@@ -74,17 +74,21 @@ impl Blend {
         let order = seed.stream("blend/folds").permutation(ads.len());
         // Held-out loss of every ad under every penalty.
         let mut losses = vec![vec![0.0; ads.len()]; PENALTIES.len()];
-        for fold in 0..FOLDS {
+        let of_fold = |fold: usize| {
             let (test, train): (Vec<_>, Vec<_>) =
                 order.iter().enumerate().partition(|(at, _)| at % FOLDS == fold);
             let train: Vec<usize> = train.into_iter().map(|(_, &ad)| ad).collect();
             let base = base.unwrap_or_else(|| best(&train));
-            let fits: Vec<Vec<f64>> = PENALTIES
-                .par_iter()
-                .map(|&penalty| coefficients(&ads, &train, base, penalty))
-                .collect::<Result<_>>()?;
-            for (fit, losses) in fits.iter().zip(&mut losses) {
-                test.iter().for_each(|(_, ad)| losses[**ad] = ads[**ad].loss(fit));
+            let of_penalty = |&penalty: &f64| {
+                let fit = coefficients(&ads, &train, base, penalty)?;
+                Ok(test.iter().map(|&(_, &ad)| (ad, ads[ad].loss(&fit))).collect::<Vec<_>>())
+            };
+            PENALTIES.par_iter().map(of_penalty).collect::<Result<Vec<_>>>()
+        };
+        let folds: Vec<_> = (0..FOLDS).into_par_iter().map(of_fold).collect::<Result<_>>()?;
+        for fold in folds {
+            for (losses, held_out) in losses.iter_mut().zip(fold) {
+                held_out.into_iter().for_each(|(ad, loss)| losses[ad] = loss);
             }
         }
         let penalty = PENALTIES[largest_not_told_apart(&losses)];

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use common::rng::{Seed, Stream};
 use common::{Error, Result};
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
 use crate::sid::SidTable;
 
@@ -249,31 +249,78 @@ fn kmeans(
 fn plus_plus(points: ArrayView2<'_, f32>, size: usize, stream: &mut Stream) -> Array2<f32> {
     let mut centres = Array2::zeros((size, points.ncols()));
     let trials = 2 + (size as f64).ln() as usize;
-    let with = |centre: usize, nearest: &[f64]| -> (f64, Vec<f64>) {
-        let distance = |(row, best): (ndarray::ArrayView1<'_, f32>, &f64)| {
-            let squares = row.iter().zip(points.row(centre)).map(|(a, b)| (a - b) * (a - b));
-            best.min(f64::from(squares.sum::<f32>()))
+    let blocks = Blocks::of(points);
+    // per candidate: sum and values of the distances to the nearest centre if it became one
+    let with = |candidates: &[usize], nearest: &[f64]| -> Vec<(f64, Vec<f64>)> {
+        let rows: Vec<_> = candidates.iter().map(|&candidate| points.row(candidate)).collect();
+        let closer = |(best, distance): (&f64, f32)| best.min(f64::from(distance));
+        let nearest = |distances: Vec<f32>| {
+            let nearest: Vec<f64> = nearest.iter().zip(distances).map(closer).collect();
+            (nearest.iter().sum(), nearest)
         };
-        let nearest: Vec<f64> = points.rows().into_iter().zip(nearest).map(distance).collect();
-        (nearest.iter().sum(), nearest)
+        blocks.squared_distances(&rows).into_iter().map(nearest).collect()
     };
-    let mut next = stream.below(points.nrows());
-    let mut nearest = with(next, &vec![f64::INFINITY; points.nrows()]).1;
+    let mut candidates = vec![stream.below(points.nrows())];
+    let mut nearest = vec![f64::INFINITY; points.nrows()];
     for code in 0..size {
-        centres.row_mut(code).assign(&points.row(next));
         let mut best: Option<(f64, usize, Vec<f64>)> = None;
-        for _ in 0..trials {
-            let candidate = stream.weighted(&nearest);
-            let (left, distances) = with(candidate, &nearest);
+        for (&candidate, (left, distances)) in candidates.iter().zip(with(&candidates, &nearest)) {
             if best.as_ref().is_none_or(|(least, ..)| left < *least) {
                 best = Some((left, candidate, distances));
             }
         }
         if let Some((_, candidate, distances)) = best {
-            (next, nearest) = (candidate, distances);
+            centres.row_mut(code).assign(&points.row(candidate));
+            nearest = distances;
         }
+        candidates = (0..trials).map(|_| stream.weighted(&nearest)).collect();
     }
     centres
+}
+
+/// Points in blocks, in each one coordinate of all its points after another: sums over the
+/// coordinates of a point are slow one by one, and fast for a block of points side by side.
+struct Blocks {
+    points: usize,
+    width: usize,
+    values: Vec<f32>,
+}
+
+impl Blocks {
+    /// Points of a block.
+    const POINTS: usize = 16;
+
+    fn of(points: ArrayView2<'_, f32>) -> Self {
+        let (count, width) = points.dim();
+        let mut values = vec![0.0; count.div_ceil(Self::POINTS) * Self::POINTS * width];
+        for (point, row) in points.rows().into_iter().enumerate() {
+            let first = point / Self::POINTS * Self::POINTS * width + point % Self::POINTS;
+            for (at, &value) in row.iter().enumerate() {
+                values[first + at * Self::POINTS] = value;
+            }
+        }
+        Self { points: count, width, values }
+    }
+
+    /// Per centre the squared distance of every point.
+    fn squared_distances(&self, centres: &[ArrayView1<'_, f32>]) -> Vec<Vec<f32>> {
+        let padded = self.points.next_multiple_of(Self::POINTS);
+        let mut distances = vec![Vec::with_capacity(padded); centres.len()];
+        for block in 0..self.points.div_ceil(Self::POINTS) {
+            let values = &self.values[block * Self::POINTS * self.width..];
+            for (centre, distances) in centres.iter().zip(&mut distances) {
+                let mut sums = [0f32; Self::POINTS];
+                for (values, centre) in values.chunks_exact(Self::POINTS).zip(centre) {
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum += (value - centre) * (value - centre);
+                    }
+                }
+                distances.extend(sums);
+            }
+        }
+        distances.iter_mut().for_each(|distances| distances.truncate(self.points));
+        distances
+    }
 }
 
 /// `[points, centres]`, each without the point's own squared norm, which changes no comparison.

@@ -146,7 +146,7 @@ impl Lm {
         let rope = match &self.positions {
             Some(table) => {
                 let at = Tensor::new(&positions[..], &Device::Cpu)?;
-                hidden = hidden.broadcast_add(&table.forward(&at)?)?;
+                hidden = ops::add(&hidden, &table.forward(&at)?)?;
                 None
             }
             None => {
@@ -164,14 +164,15 @@ impl Lm {
             let mut after = wanted(&hidden, rows)?;
             for (head, mixed) in heads.into_iter().enumerate() {
                 let output = layer.attention.head_output(head, &wanted(&mixed, rows)?)?;
-                after = (after + hooks.write(Writer::Head { layer: at, head }, output)?)?;
+                let output = hooks.write(Writer::Head { layer: at, head }, output)?;
+                after = ops::add(&after, &output)?;
             }
             if let Some(bias) = layer.attention.output_bias() {
-                after = after.broadcast_add(bias)?;
+                after = ops::add(&after, bias)?;
             }
             let seen = hooks.read(Reader::Mlp { layer: at }, after.clone())?;
             let output = layer.feed_forward(&seen)?;
-            hidden = (after + hooks.write(Writer::Mlp { layer: at }, output)?)?;
+            hidden = ops::add(&after, &hooks.write(Writer::Mlp { layer: at }, output)?)?;
         }
         hidden = hooks.read(Reader::Logits, hidden)?;
         self.norm.forward(&hidden)

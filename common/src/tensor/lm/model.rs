@@ -231,7 +231,7 @@ impl Lm {
             Some(table) => {
                 let flat: Vec<u32> = positions.iter().flatten().copied().collect();
                 let at = Tensor::from_vec(flat, (positions.len(), tokens), &Device::Cpu)?;
-                hidden = hidden.broadcast_add(&table.forward(&at)?)?;
+                hidden = ops::add(&hidden, &table.forward(&at)?)?;
                 None
             }
             None => Some(RopeTable::new(self.config.rope_theta, self.config.head_dim, positions)?),

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::fused::{fusable, fused};
 use super::kernel::{filled, simd};
 use super::math::sum_of;
-use super::product::{Matrix, Threads, gemm};
+use super::product::{Matrix, Start, Threads, gemm};
 use super::softmax::{SoftmaxOptions, mask_bytes, softmax_compose, softmax_in_place};
 
 /// Options of [`attention`].
@@ -271,7 +271,7 @@ fn head_forward(
         let rows = &mut p[tile.start * s.keys..tile.end * s.keys];
         let q = s.matrix(inputs, 0, head, tile.clone());
         let (k, v) = (s.matrix(inputs, 1, kv_head, 0..seen), s.matrix(inputs, 2, kv_head, 0..seen));
-        gemm(rows, s.keys, q, k.t(), s.scale, false, Threads::One);
+        gemm(rows, s.keys, q, k.t(), s.scale, Start::Zero, Threads::One);
         for (row, query) in rows.chunks_exact_mut(s.keys.max(1)).zip(tile.clone()) {
             let (open, closed) = row.split_at_mut(s.seen(query));
             closed.fill(0.0);
@@ -288,7 +288,7 @@ fn head_forward(
         }
         let p = Matrix::strided(rows, tile.len(), seen, s.keys);
         let out = &mut out[tile.start * out_stride + head * s.dim..];
-        gemm(out, out_stride, p, v, 1.0, false, Threads::One);
+        gemm(out, out_stride, p, v, 1.0, Start::Zero, Threads::One);
     }
 }
 
@@ -312,12 +312,13 @@ fn head_backward(
         let mut add_to = |which: usize, head: usize, first: usize, left, right, fresh: bool| {
             let stride = s.stride(which);
             let out = &mut sink.part(which)[first * stride + s.offset(which, head)..];
-            gemm(out, stride, left, right, 1.0, !fresh, Threads::One);
+            let start = if fresh { Start::Zero } else { Start::Output };
+            gemm(out, stride, left, right, 1.0, start, Threads::One);
         };
         add_to(2, kv_head, 0, Matrix::strided(rows, count, seen, s.keys).t(), g, false);
         let scores = &mut buffer[..count * seen];
         let v = s.matrix(inputs, 2, kv_head, 0..seen);
-        gemm(scores, seen, g, v.t(), 1.0, false, Threads::One);
+        gemm(scores, seen, g, v.t(), 1.0, Start::Zero, Threads::One);
         for (scores, p) in
             scores.chunks_exact_mut(seen.max(1)).zip(rows.chunks_exact(s.keys.max(1)))
         {

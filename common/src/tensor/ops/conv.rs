@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::fused::{fusable, fused};
 use super::kernel::{add, filled, simd};
 use super::math::sum;
-use super::product::{Matrix, Threads, gemm};
+use super::product::{Matrix, Start, Threads, gemm};
 
 /// Sizes of a convolution between an image of `height × width` and patches of `out_height ×
 /// out_width`; shared by both directions.
@@ -192,7 +192,8 @@ fn convolve(g: &Geometry, image: &[f32], weights: Matrix<'_>, bias: &[f32], out:
         let count = rows.len() * g.out_width;
         let patches = Matrix::new(patches, g.patch(), count);
         let out = &mut out[rows.start * g.out_width..];
-        gemm(out, pixels, weights, patches, 1.0, !bias.is_empty(), Threads::One);
+        let start = if bias.is_empty() { Start::Zero } else { Start::Output };
+        gemm(out, pixels, weights, patches, 1.0, start, Threads::One);
     });
 }
 
@@ -203,7 +204,7 @@ fn convolve_back(g: &Geometry, gradient: &[f32], weights: Matrix<'_>, image: &mu
         let part = &gradient[rows.start * g.out_width..];
         let outputs = gradient.len() / g.out_pixels();
         let part = Matrix::strided(part, outputs, count, g.out_pixels());
-        gemm(patches, count, weights.t(), part, 1.0, false, Threads::One);
+        gemm(patches, count, weights.t(), part, 1.0, Start::Zero, Threads::One);
         scatter_patches(g, patches, rows, image);
     });
 }
@@ -217,7 +218,7 @@ fn weight_gradient(g: &Geometry, image: &[f32], gradient: &[f32], sums: &mut [f3
         let part = &gradient[rows.start * g.out_width..];
         let part = Matrix::strided(part, outputs, count, g.out_pixels());
         let patches = Matrix::new(patches, g.patch(), count);
-        gemm(sums, g.patch(), part, patches.t(), 1.0, true, Threads::One);
+        gemm(sums, g.patch(), part, patches.t(), 1.0, Start::Output, Threads::One);
     });
 }
 

@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
@@ -34,13 +35,13 @@ thread_local! {
     /// Gradients of nodes that this thread's backward pass has not come to yet.
     static SUMS: RefCell<HashMap<Key, Sum>> = RefCell::default();
     /// Gradients of variables during a [`backward`] of this thread.
-    static LEAVES: RefCell<Option<HashMap<TensorId, Vec<f32>>>> = const { RefCell::new(None) };
+    static LEAVES: RefCell<Option<HashMap<TensorId, Sum>>> = const { RefCell::new(None) };
 }
 
 /// Gradients of a scalar: candle's, and those of variables that fused operators put aside.
 pub(crate) struct Backward {
     store: GradStore,
-    leaves: HashMap<TensorId, Vec<f32>>,
+    leaves: HashMap<TensorId, Sum>,
 }
 
 /// `loss.backward()`, without candle's zero-filled buffer and addition for every use of a variable:
@@ -66,7 +67,7 @@ impl Backward {
         let store =
             self.store.remove(variable).map(|gradient| gradient.contiguous()).transpose()?;
         let Some(leaf) = self.leaves.remove(&variable.id()) else { return Ok(store) };
-        let leaf = Tensor::from_vec(leaf, variable.shape(), variable.device())?;
+        let leaf = leaf.into_tensor(variable)?;
         Ok(Some(match store {
             Some(store) => (store + leaf)?,
             None => leaf,
@@ -74,21 +75,7 @@ impl Backward {
     }
 }
 
-/// Adds `gradient` to what the running [`backward`] has for `variable`; gives it back where none runs.
-fn put_aside(variable: &Tensor, gradient: Vec<f32>) -> Option<Vec<f32>> {
-    LEAVES.with_borrow_mut(|leaves| {
-        let Some(leaves) = leaves else { return Some(gradient) };
-        match leaves.entry(variable.id()) {
-            Entry::Occupied(mut sum) => add(sum.get_mut(), &gradient),
-            Entry::Vacant(slot) => {
-                slot.insert(gradient);
-            }
-        }
-        None
-    })
-}
-
-/// A gradient on its way to a node.
+/// A gradient on its way to a node or a variable.
 enum Sum {
     /// From fused operators.
     Values(Vec<f32>),
@@ -104,24 +91,43 @@ impl Sum {
         }
     }
 
-    /// Adds this to the gradient of the node `key`.
-    fn send(self, key: Key) -> Result<()> {
-        SUMS.with_borrow_mut(|sums| {
-            match sums.entry(key) {
-                Entry::Occupied(mut sum) => {
-                    let sum = sum.get_mut();
-                    if let Self::Tensor(_) = sum {
-                        *sum = Self::Values(sum.read(<[f32]>::to_vec)?);
-                    }
-                    if let Self::Values(values) = sum {
-                        self.read(|gradient| add(values, gradient))?;
-                    }
+    /// As a tensor like `like`.
+    fn into_tensor(self, like: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Values(values) => Tensor::from_vec(values, like.shape(), like.device()),
+            Self::Tensor(tensor) => Ok(tensor),
+        }
+    }
+
+    /// Adds this to what `sums` has under `key`.
+    fn add_to<K: Eq + Hash>(self, sums: &mut HashMap<K, Self>, key: K) -> Result<()> {
+        match sums.entry(key) {
+            Entry::Occupied(mut sum) => {
+                let sum = sum.get_mut();
+                if let Self::Tensor(_) = sum {
+                    *sum = Self::Values(sum.read(<[f32]>::to_vec)?);
                 }
-                Entry::Vacant(slot) => {
-                    slot.insert(self);
+                if let Self::Values(values) = sum {
+                    self.read(|gradient| add(values, gradient))?;
                 }
             }
-            Ok(())
+            Entry::Vacant(slot) => {
+                slot.insert(self);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds this to the gradient of the node `key`.
+    fn send(self, key: Key) -> Result<()> {
+        SUMS.with_borrow_mut(|sums| self.add_to(sums, key))
+    }
+
+    /// Adds this to the gradient of `variable`; gives it back, for candle, where no [`backward`] runs.
+    fn put_aside(self, variable: &Tensor) -> Result<Option<Self>> {
+        LEAVES.with_borrow_mut(|leaves| match leaves {
+            Some(leaves) => self.add_to(leaves, variable.id()).map(|()| None),
+            None => Ok(Some(self)),
         })
     }
 }
@@ -267,20 +273,21 @@ impl<const N: usize, B> Node<N, B> {
         let mut gradients = [const { None }; N];
         let of_inputs = computed.into_iter().zip(&self.inputs).zip(&self.ends);
         for (slot, ((values, input), end)) in gradients.iter_mut().zip(of_inputs) {
-            let for_candle = match end {
-                End::Constant => None,
-                End::Variable => values.and_then(|values| put_aside(input, values)),
-                End::Candle => values,
-                End::Node(_, key) => {
-                    if let Some(values) = values {
-                        Sum::Values(values).send(*key)?;
+            let sum = values.map(Sum::Values);
+            let for_candle = match (end, sum) {
+                (End::Constant, _) => None,
+                (End::Variable, Some(sum)) => sum.put_aside(input)?,
+                (End::Variable | End::Candle, sum) => sum,
+                (End::Node(_, key), sum) => {
+                    if let Some(sum) = sum {
+                        sum.send(*key)?;
                     }
                     *slot = Some(nothing()?);
                     None
                 }
             };
-            if let Some(values) = for_candle {
-                *slot = Some(Tensor::from_vec(values, input.shape(), input.device())?);
+            if let Some(sum) = for_candle {
+                *slot = Some(sum.into_tensor(input)?);
             }
         }
         Ok(gradients)

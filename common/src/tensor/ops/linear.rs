@@ -8,7 +8,7 @@ use candle_core::{D, DType, Result, Shape, Tensor, bail};
 use super::activation::{Activation, relu_in_place};
 use super::fused::{fusable, fused};
 use super::kernel::{add, filled, for_rows, map_rows, map_rows_sum};
-use super::product::{Matrix, Threads, gemm};
+use super::product::{Matrix, Start, Threads, gemm};
 
 /// `x · weightᵀ + bias`: `x` `[…, inputs]`, `weight` `[outputs, inputs]` (torch's layout), `bias`
 /// `[outputs]`.
@@ -85,14 +85,10 @@ pub fn linear_layout(
             if inputs == 0 && bias.is_empty() {
                 return out.fill(0.0);
             }
-            for row in if bias.is_empty() { &mut [][..] } else { &mut *out }
-                .chunks_exact_mut(outputs.max(1))
-            {
-                row.copy_from_slice(bias);
-            }
+            let start = if bias.is_empty() { Start::Zero } else { Start::Row(bias) };
             let weight = layout.matrix(weight, outputs, inputs);
             let x = Matrix::new(x, rows, inputs);
-            gemm(out, outputs, x, weight.t(), 1.0, !bias.is_empty(), Threads::Pool);
+            gemm(out, outputs, x, weight.t(), 1.0, start, Threads::Pool);
         });
         match activation {
             None => sums,
@@ -124,7 +120,7 @@ pub fn linear_layout(
             }
         };
         let product = |rows: usize, cols: usize, left: Matrix<'_>, right: Matrix<'_>| {
-            filled(rows * cols, |out| gemm(out, cols, left, right, 1.0, false, Threads::Pool))
+            filled(rows * cols, |out| gemm(out, cols, left, right, 1.0, Start::Zero, Threads::Pool))
         };
         let gradient = Matrix::new(g, rows, outputs);
         [

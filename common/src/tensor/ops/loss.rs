@@ -9,7 +9,7 @@ use super::fused::{fusable, fused};
 use super::kernel::{add, filled, for_rows, map_rows, map_rows_sum, map_rows_with, simd};
 use super::linear::linear_compose;
 use super::math::{exp, max, sigmoid, sum, sum_exp, sum_of};
-use super::product::{Matrix, Threads, gemm};
+use super::product::{Matrix, Start, Threads, gemm};
 
 /// How the losses of the rows (or elements) become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -330,10 +330,8 @@ fn head(
             let count = (rows - first).min(HEAD_ROWS);
             let x = Matrix::new(&x[first * width..][..count * width], count, width);
             let logits = &mut logits[..count * classes];
-            if !bias.is_empty() {
-                logits.chunks_exact_mut(classes).for_each(|row| row.copy_from_slice(bias));
-            }
-            gemm(logits, classes, x, weights.t(), 1.0, !bias.is_empty(), Threads::Pool);
+            let start = if bias.is_empty() { Start::Zero } else { Start::Row(bias) };
+            gemm(logits, classes, x, weights.t(), 1.0, start, Threads::Pool);
             let targets = &targets[first..first + count];
             let mut losses = vec![0f32; count];
             let work = |row: usize, logits: &mut [f32], loss: &mut f32| {
@@ -361,10 +359,10 @@ fn head(
             let gradient = Matrix::new(logits, count, classes);
             if wanted[0] {
                 let dx = &mut dx[first * width..][..count * width];
-                gemm(dx, width, gradient, weights, 1.0, false, Threads::Pool);
+                gemm(dx, width, gradient, weights, 1.0, Start::Zero, Threads::Pool);
             }
             if wanted[1] {
-                gemm(&mut dw, width, gradient.t(), x, 1.0, true, Threads::Pool);
+                gemm(&mut dw, width, gradient.t(), x, 1.0, Start::Output, Threads::Pool);
             }
             if wanted[2] {
                 logits.chunks_exact(classes).for_each(|row| add(&mut db, row));

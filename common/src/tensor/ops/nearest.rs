@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::fused::{Values, fusable};
 use super::kernel::{filled, map_rows, simd};
-use super::product::{Matrix, Threads, gemm};
+use super::product::{Matrix, Start, Threads, gemm};
 
 /// Index of the row of `table` `[entries, width]` at the smallest Euclidean distance from each row of
 /// `x` `[rows, width]`: `[rows]`, `u32`. The first of equals; a distance of NaN is never the smallest
@@ -34,7 +34,7 @@ pub fn nearest_rows(x: &Tensor, table: &Tensor) -> Result<Tensor> {
         let part = Matrix::new(&x_values[range.start * width..], range.len(), width);
         let entries_t = Matrix::new(table_values, entries, width).t();
         let products = filled(range.len() * entries, |products| {
-            gemm(products, entries, part, entries_t, 1.0, false, Threads::One);
+            gemm(products, entries, part, entries_t, 1.0, Start::Zero, Threads::One);
         });
         for (products, nearest) in products.chunks_exact(entries).zip(out) {
             *nearest = f32::from_bits(first_smallest(&halves, products));

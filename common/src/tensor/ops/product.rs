@@ -1,11 +1,6 @@
-//! Matrix products of slices. CPUs with AVX2 but without AVX-512 use the blocks of [`avx2`], which
-//! read the left matrix where it lies; all others, and shapes that a block does not suit, the `gemm`
-//! crate.
+//! Matrix products of slices. CPUs with AVX2 but without AVX-512 use blocks of our own, which read the
+//! left matrix where it lies; all others, and shapes that a block does not suit, the `gemm` crate.
 #![allow(unsafe_code)]
-
-use rayon::prelude::*;
-
-use super::kernel::{Isa, isa};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -42,12 +37,6 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The part of `rows × cols` values from `(row, col)` on.
-    fn part(self, row: usize, col: usize, rows: usize, cols: usize) -> Self {
-        let data = &self.data[row * self.row_stride + col * self.col_stride..];
-        Self { data, rows, cols, ..self }
-    }
-
     /// Values from the first to the last one.
     fn reach(&self) -> usize {
         reach(self.rows, self.cols, self.row_stride, self.col_stride)
@@ -70,6 +59,17 @@ pub(crate) enum Threads {
     Pool,
 }
 
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// Nothing: what the output held is not looked at.
+    Zero,
+    /// What the output holds.
+    Output,
+    /// The same row, as long as the output's, everywhere: a bias.
+    Row(&'a [f32]),
+}
+
 /// A row-major output; several threads may write parts of it that don't overlap.
 #[derive(Clone, Copy)]
 struct Output {
@@ -80,16 +80,7 @@ struct Output {
 // SAFETY: it is written through only by the products below, each of which has its own part.
 unsafe impl Sync for Output {}
 
-impl Output {
-    /// # Safety
-    /// `(row, col)` lies in the output.
-    unsafe fn part(&self, row: usize, col: usize) -> Self {
-        // SAFETY: the caller's promise.
-        Self { start: unsafe { self.start.add(row * self.stride + col) }, ..*self }
-    }
-}
-
-/// `out (rows × cols, stride apart) = scale · left · right`, added to `out` if `accumulate`.
+/// `out (rows × cols, stride apart) = start + scale · left · right`.
 /// Panics when a matrix reaches beyond its slice or the sizes don't fit: a bug of the caller.
 pub(crate) fn gemm(
     out: &mut [f32],
@@ -97,14 +88,14 @@ pub(crate) fn gemm(
     left: Matrix<'_>,
     right: Matrix<'_>,
     scale: f32,
-    accumulate: bool,
+    start: Start<'_>,
     threads: Threads,
 ) {
     let (rows, cols) = (left.rows, right.cols);
     assert!(cols <= stride || rows == 0 || cols == 0, "product: output stride");
     assert!(reach(rows, cols, stride, 1) <= out.len(), "product: output");
     // SAFETY: `out` holds the product (asserted above), and is borrowed mutably.
-    unsafe { gemm_into(out.as_mut_ptr(), stride, left, right, scale, accumulate, threads) }
+    unsafe { gemm_into(out.as_mut_ptr(), stride, left, right, scale, start, threads) }
 }
 
 /// [`gemm`] into columns of a matrix whose other columns another thread may be writing.
@@ -118,13 +109,16 @@ pub(crate) unsafe fn gemm_into(
     left: Matrix<'_>,
     right: Matrix<'_>,
     scale: f32,
-    accumulate: bool,
+    start: Start<'_>,
     threads: Threads,
 ) {
     let (rows, cols) = (left.rows, right.cols);
     assert_eq!(left.cols, right.rows, "product: inner sizes");
     assert!(left.reach() <= left.data.len(), "product: left matrix");
     assert!(right.reach() <= right.data.len(), "product: right matrix");
+    if let Start::Row(row) = start {
+        assert_eq!(row.len(), cols, "product: start");
+    }
     if rows == 0 || cols == 0 {
         return;
     }
@@ -133,66 +127,14 @@ pub(crate) unsafe fn gemm_into(
         Threads::Pool => rayon::current_num_threads(),
         Threads::One => 1,
     };
-    if !suits_blocks(left, right) {
-        // SAFETY: as this function's.
-        return unsafe { by_crate(out, left, right, scale, accumulate, threads) };
-    }
-    let product = |out: Output, left: Matrix<'_>, right: Matrix<'_>| {
-        // SAFETY: `suits_blocks` found the instructions and a unit stride in each matrix; the
-        // matrices lie in their slices (asserted above) and the output is the caller's promise.
-        #[cfg(target_arch = "x86_64")]
-        unsafe {
-            avx2::product(out, left, right, scale, accumulate);
-        }
-    };
-    if threads == 1 || rows * cols * left.cols < PARALLEL {
-        return product(out, left, right);
-    }
-    // Every value's sum is the same in whichever part it lies.
-    if rows >= cols {
-        let step = rows.div_ceil(threads).next_multiple_of(PART);
-        (0..rows.div_ceil(step)).into_par_iter().for_each(|part| {
-            let first = part * step;
-            let left = left.part(first, 0, step.min(rows - first), left.cols);
-            // SAFETY: `first` is below `rows`.
-            product(unsafe { out.part(first, 0) }, left, right);
-        });
-    } else {
-        let step = cols.div_ceil(threads).next_multiple_of(PART);
-        (0..cols.div_ceil(step)).into_par_iter().for_each(|part| {
-            let first = part * step;
-            let right = right.part(0, first, right.rows, step.min(cols - first));
-            // SAFETY: `first` is below `cols`.
-            product(unsafe { out.part(0, first) }, left, right);
-        });
-    }
-}
-
-/// Multiplications from which a second thread is worth waking.
-const PARALLEL: usize = 600_000;
-/// Rows and columns of a thread's part are a multiple of it: whole tiles of either direction.
-const PART: usize = 48;
-
-/// Whether [`avx2`] can compute this product and is faster at it. Few rows do not repay packing a
-/// right matrix that could be read where it lies, nor few columns a transposed left one.
-fn suits_blocks(left: Matrix<'_>, right: Matrix<'_>) -> bool {
-    let (rows, inner, cols) = (left.rows, left.cols, right.cols);
-    let lies_well = |m: &Matrix<'_>| m.row_stride == 1 || m.col_stride == 1;
-    let large = rows >= 6 && cols >= 8 && rows * cols > 256 && inner > 2;
-    large
-        && lies_well(&left)
-        && lies_well(&right)
-        && (right.col_stride != 1 || rows >= 32)
-        && (left.col_stride == 1 || cols >= 24)
-        && isa() == Isa::Avx2
-        && has_fma()
-}
-
-fn has_fma() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    if avx2::suits(left, right) {
+        // SAFETY: the product suits; the matrices lie in their slices (asserted above), and the
+        // output is the caller's promise.
+        return unsafe { avx2::product(out, left, right, scale, start, threads) };
+    }
+    // SAFETY: as above.
+    unsafe { by_crate(out, left, right, scale, start, threads) }
 }
 
 /// # Safety
@@ -202,9 +144,16 @@ unsafe fn by_crate(
     left: Matrix<'_>,
     right: Matrix<'_>,
     scale: f32,
-    accumulate: bool,
+    start: Start<'_>,
     threads: usize,
 ) {
+    if let Start::Row(values) = start {
+        for row in 0..left.rows {
+            // SAFETY: a row of the output, which nobody else uses (the caller's promise).
+            let row = unsafe { out.start.add(row * out.stride) };
+            unsafe { row.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        }
+    }
     let parallelism = match threads {
         1 => gemm::Parallelism::None,
         _ => gemm::Parallelism::Rayon(0),
@@ -218,7 +167,7 @@ unsafe fn by_crate(
             out.start,
             1,
             out.stride as isize,
-            accumulate,
+            !matches!(start, Start::Zero),
             left.data.as_ptr(),
             left.col_stride as isize,
             left.row_stride as isize,
@@ -283,27 +232,33 @@ mod tests {
         for shape @ [rows, inner, cols] in SHAPES {
             let (left, right) = (values(rows * inner, "left"), values(inner * cols, "right"));
             for (left, right) in layouts(&left, &right, shape) {
-                for (scale, accumulate) in [(1.0, false), (1.0, true), (0.5, false), (-2.0, true)] {
+                let row = values(cols, "row");
+                let starts = [Start::Zero, Start::Output, Start::Row(&row)];
+                for (start, scale) in starts.into_iter().flat_map(|s| [(s, 1.0), (s, -0.5)]) {
                     // three columns more than the product, which must stay
                     let stride = cols + 3;
                     let before = values(rows * stride, "out");
                     let mut out = before.clone();
-                    gemm(&mut out, stride, left, right, scale, accumulate, Threads::One);
-                    for row in 0..rows {
+                    gemm(&mut out, stride, left, right, scale, start, Threads::One);
+                    for at in 0..rows {
                         for col in 0..stride {
-                            let (old, new) = (before[row * stride + col], out[row * stride + col]);
+                            let (old, new) = (before[at * stride + col], out[at * stride + col]);
                             if col >= cols {
                                 assert_eq!(old.to_bits(), new.to_bits(), "{shape:?}");
                                 continue;
                             }
                             let sum: f64 =
-                                (0..inner).map(|k| get(&left, row, k) * get(&right, k, col)).sum();
-                            let old = if accumulate { f64::from(old) } else { 0.0 };
-                            let expected = old + f64::from(scale) * sum;
+                                (0..inner).map(|k| get(&left, at, k) * get(&right, k, col)).sum();
+                            let begin = match start {
+                                Start::Zero => 0.0,
+                                Start::Output => old,
+                                Start::Row(row) => row[col],
+                            };
+                            let expected = f64::from(begin) + f64::from(scale) * sum;
                             let off = (f64::from(new) - expected).abs();
                             assert!(
                                 off <= 2e-6 * (1.0 + inner as f64).sqrt() * 8.0,
-                                "{shape:?} {row} {col}: {new} {expected}"
+                                "{shape:?} {at} {col}: {new} {expected}"
                             );
                         }
                     }
@@ -320,8 +275,10 @@ mod tests {
             for (left, right) in layouts(&left, &right, shape) {
                 let mut one = vec![0f32; rows * cols];
                 let mut three = one.clone();
-                gemm(&mut one, cols, left, right, 1.0, false, Threads::One);
-                pool.install(|| gemm(&mut three, cols, left, right, 1.0, false, Threads::Pool));
+                gemm(&mut one, cols, left, right, 1.0, Start::Zero, Threads::One);
+                pool.install(|| {
+                    gemm(&mut three, cols, left, right, 1.0, Start::Zero, Threads::Pool)
+                });
                 let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 assert_eq!(bits(&one), bits(&three), "{shape:?}");
             }
@@ -335,7 +292,7 @@ mod tests {
         left[7 * inner + 5] = f32::NAN;
         let mut out = vec![0f32; rows * cols];
         let (a, b) = (Matrix::new(&left, rows, inner), Matrix::new(&right, inner, cols));
-        gemm(&mut out, cols, a, b, 1.0, false, Threads::One);
+        gemm(&mut out, cols, a, b, 1.0, Start::Zero, Threads::One);
         for (at, value) in out.iter().enumerate() {
             assert_eq!(value.is_nan(), at / cols == 7, "{at}");
         }
@@ -346,6 +303,6 @@ mod tests {
     fn short_slices_are_refused() {
         let mut out = [0.0; 4];
         let (left, right) = (Matrix::new(&[1.0; 6], 2, 3), Matrix::new(&[1.0; 5], 3, 2));
-        gemm(&mut out, 2, left, right, 1.0, false, Threads::One);
+        gemm(&mut out, 2, left, right, 1.0, Start::Zero, Threads::One);
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use super::fused::{fusable, fused};
 use super::kernel::simd;
 use super::math::sigmoid;
-use super::product::{Matrix, Threads, gemm};
+use super::product::{Matrix, Start, Threads, gemm};
 
 /// What a forward pass keeps for the backward pass, `[steps · batch, width]` each.
 struct Kept {
@@ -80,11 +80,8 @@ fn forward(x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> (Vec<f32>, 
     for step in 0..steps {
         let (past, now) = hidden.split_at_mut(step * cells);
         let before = if step == 0 { &start } else { &past[(step - 1) * cells..] };
-        for row in sums.chunks_exact_mut(3 * width) {
-            row.copy_from_slice(bias);
-        }
         let (h, w) = (Matrix::new(before, batch, width), Matrix::new(weight, 3 * width, width));
-        gemm(&mut sums, 3 * width, h, w.t(), 1.0, true, Threads::Pool);
+        gemm(&mut sums, 3 * width, h, w.t(), 1.0, Start::Row(bias), Threads::Pool);
         for row in 0..batch {
             let gates = (step * batch + row) * 3 * width;
             let at = step * cells + row * width..step * cells + (row + 1) * width;
@@ -157,14 +154,14 @@ fn backward(
         }
         let part = &dsums[step * batch * gates..(step + 1) * batch * gates];
         let (d, w) = (Matrix::new(part, batch, gates), Matrix::new(weight, gates, width));
-        gemm(&mut carried, width, d, w, 1.0, true, Threads::Pool);
+        gemm(&mut carried, width, d, w, 1.0, Start::Output, Threads::Pool);
     }
     let mut dw = vec![0f32; gates * width];
     if steps > 1 {
         let rows = (steps - 1) * batch;
         let d = Matrix::new(&dsums[batch * gates..], rows, gates);
         let h = Matrix::new(&hidden[..rows * width], rows, width);
-        gemm(&mut dw, width, d.t(), h, 1.0, false, Threads::Pool);
+        gemm(&mut dw, width, d.t(), h, 1.0, Start::Zero, Threads::Pool);
     }
     let mut db = vec![0f32; gates];
     for row in dsums.chunks_exact(gates.max(1)) {

@@ -3,7 +3,7 @@
 
 use super::kernel::simd;
 use super::math::sigmoid;
-use super::product::{Matrix, Threads, gemm};
+use super::product::{Matrix, Start, Threads, gemm};
 
 /// `out (rows × cols) = x (rows × inner) · weights (inner × cols) + bias (cols)`, all row by row.
 ///
@@ -18,9 +18,8 @@ pub fn affine_into(out: &mut [f32], x: &[f32], weights: &[f32], bias: &[f32]) {
     assert_eq!(out.len(), rows * cols, "affine_into: output");
     assert_eq!(weights.len(), inner * cols, "affine_into: weights");
     assert_eq!(x.len(), rows * inner, "affine_into: input");
-    out.chunks_exact_mut(cols).for_each(|row| row.copy_from_slice(bias));
     let (left, right) = (Matrix::new(x, rows, inner), Matrix::new(weights, inner, cols));
-    gemm(out, cols, left, right, 1.0, true, Threads::One);
+    gemm(out, cols, left, right, 1.0, Start::Row(bias), Threads::One);
 }
 
 simd! {

@@ -237,7 +237,7 @@ impl NextItems for Sasrec {
         let positions: Vec<u32> = (0..longest as u32).collect();
         let positions = Tensor::from_vec(positions, longest, &Device::Cpu)?;
         let positions = ops::embedding(&self.positions, &positions)?;
-        let x = self.items.forward(ids)?.broadcast_add(&positions)?;
+        let x = ops::add(&self.items.forward(ids)?, &positions)?;
         let mut hidden = drop(self.norm.forward(&x)?)?;
         for block in &self.blocks {
             let mixed = drop(block.attention.forward(&hidden, AttentionInputs::default())?)?;

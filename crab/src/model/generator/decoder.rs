@@ -90,7 +90,7 @@ impl Decoder {
 
     fn placed(&self, embedded: &Tensor) -> Result<Tensor> {
         let positions = self.positions.narrow(0, 0, embedded.dim(1)?)?;
-        Ok(embedded.broadcast_add(&positions)?)
+        Ok(ops::add(embedded, &positions)?)
     }
 
     /// State of the last token of each row, `[rows, width]`, and what beams need to go on.

@@ -99,13 +99,14 @@ impl EncoderDecoder {
         for block in &self.decoder.blocks {
             let normed = block.own.norm.forward(&hidden)?;
             let mixed = block.own.forward(&normed, &normed, Some(&bias), &causal)?;
-            hidden = (&hidden + drop(mixed)?)?;
+            hidden = ops::add(&hidden, &drop(mixed)?)?;
             if let Some(cross) = &block.cross {
                 let normed = cross.norm.forward(&hidden)?;
-                hidden = (&hidden + drop(cross.forward(&normed, &states, None, &padded)?)?)?;
+                let mixed = cross.forward(&normed, &states, None, &padded)?;
+                hidden = ops::add(&hidden, &drop(mixed)?)?;
             }
             let mixed = block.mlp.forward(&block.norm.forward(&hidden)?)?;
-            hidden = (&hidden + drop(mixed)?)?;
+            hidden = ops::add(&hidden, &drop(mixed)?)?;
         }
         self.scaled(&drop(self.decoder.norm.forward(&hidden)?)?)
     }
@@ -127,9 +128,9 @@ impl EncoderDecoder {
         for block in &self.encoder.blocks {
             let normed = block.own.norm.forward(&hidden)?;
             let mixed = block.own.forward(&normed, &normed, Some(&bias), padded)?;
-            hidden = (&hidden + drop(mixed)?)?;
+            hidden = ops::add(&hidden, &drop(mixed)?)?;
             let mixed = block.mlp.forward(&block.norm.forward(&hidden)?)?;
-            hidden = (&hidden + drop(mixed)?)?;
+            hidden = ops::add(&hidden, &drop(mixed)?)?;
         }
         drop(self.encoder.norm.forward(&hidden)?)
     }

@@ -5,7 +5,7 @@ use super::config::ModelConfig;
 use super::kernels;
 use super::matrix::Machine;
 use super::model::{Batch, LayerCache};
-use crate::tensor::ops::product::{Matrix, Threads, gemm};
+use crate::tensor::ops::product::{Matrix, Start, Threads, gemm};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -88,12 +88,12 @@ impl Attention<'_> {
         SCORES.with_borrow_mut(|scores| {
             scores.resize(group * count, 0.0);
             let scale = self.scale();
-            gemm(scores, count, queries, keys.t(), scale, false, Threads::One);
+            gemm(scores, count, queries, keys.t(), scale, Start::Zero, Threads::One);
             for row in scores.chunks_exact_mut(count) {
                 kernels::softmax(self.machine.isa, row);
             }
             let scores = Matrix::new(scores, group, count);
-            gemm(out, width, scores, values, 1.0, false, Threads::One);
+            gemm(out, width, scores, values, 1.0, Start::Zero, Threads::One);
         });
     }
 
@@ -119,7 +119,7 @@ impl Attention<'_> {
                     if !range.is_empty() {
                         let keys = self.cached(&self.cache.keys, head / group, range);
                         let scores = &mut scores[column..];
-                        gemm(scores, count, queries, keys.t(), scale, false, Threads::One);
+                        gemm(scores, count, queries, keys.t(), scale, Start::Zero, Threads::One);
                     }
                 }
                 for (row, query) in scores.chunks_exact_mut(count).zip(tile.clone()) {
@@ -133,7 +133,8 @@ impl Attention<'_> {
                         let scores =
                             Matrix::strided(&scores[column..], tile.len(), range.len(), count);
                         let values = self.cached(&self.cache.values, head / group, range);
-                        gemm(out, out_width, scores, values, 1.0, column > 0, Threads::One);
+                        let start = if column > 0 { Start::Output } else { Start::Zero };
+                        gemm(out, out_width, scores, values, 1.0, start, Threads::One);
                     }
                 }
             }

@@ -7,7 +7,10 @@
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
-use super::{Matrix, Output};
+use rayon::prelude::*;
+
+use super::super::kernel::{Isa, isa};
+use super::{Matrix, Output, Start};
 
 /// Rows of a tile of sums.
 const ROWS: usize = 6;
@@ -26,10 +29,41 @@ const LEFT: usize = 48 << 10;
 /// Values between two packed panels of the left matrix, so that equal places of the panels do not
 /// share a set of the cache.
 const GAP: usize = 16;
+/// Multiplications from which a second thread is worth waking.
+const PARALLEL: usize = 600_000;
+/// Rows and columns of a thread's part are a multiple of it: whole tiles of either direction.
+const PART: usize = 48;
 
 thread_local! {
     /// Packed blocks of the left and the right matrix.
     static PACKED: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+impl Matrix<'_> {
+    /// The part of `rows × cols` values from `(row, col)` on.
+    fn part(self, row: usize, col: usize, rows: usize, cols: usize) -> Self {
+        let data = &self.data[row * self.row_stride + col * self.col_stride..];
+        Self { data, rows, cols, ..self }
+    }
+}
+
+impl Start<'_> {
+    /// That of the columns from `first` on.
+    fn part(self, first: usize, cols: usize) -> Self {
+        match self {
+            Self::Row(row) => Start::Row(&row[first..first + cols]),
+            other => other,
+        }
+    }
+}
+
+impl Output {
+    /// # Safety
+    /// `(row, col)` lies in the output.
+    unsafe fn part(&self, row: usize, col: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Self { start: unsafe { self.start.add(row * self.stride + col) }, ..*self }
+    }
 }
 
 /// A tile of the output.
@@ -38,22 +72,73 @@ struct Tile {
     /// At most [`COLS`].
     cols: usize,
     scale: f32,
-    /// Whether the sums are added to what is there.
-    add: bool,
+    /// Where the values that the sums are added to begin, and how far apart their rows are: those of
+    /// the output, or 0 for one row everywhere.
+    start: Option<(*const f32, usize)>,
 }
 
-/// `out = scale · left · right`, added if `accumulate`.
+/// Whether this CPU can compute the product by blocks and is faster at it. Few rows do not repay
+/// packing a right matrix that could be read where it lies, unless the sums are short, nor few columns
+/// a transposed left one.
+pub(super) fn suits(left: Matrix<'_>, right: Matrix<'_>) -> bool {
+    let (rows, inner, cols) = (left.rows, left.cols, right.cols);
+    let lies_well = |m: &Matrix<'_>| m.row_stride == 1 || m.col_stride == 1;
+    let large = rows >= 6 && cols >= 8 && rows * cols > 256 && inner > 2;
+    large
+        && lies_well(&left)
+        && lies_well(&right)
+        && (right.col_stride != 1 || rows >= 32 || (rows >= 12 && inner <= 64))
+        && (left.col_stride == 1 || cols >= 40)
+        && isa() == Isa::Avx2
+        && is_x86_feature_detected!("fma")
+}
+
+/// `out = start + scale · left · right`; the same bits for any number of threads.
 ///
 /// # Safety
-/// The CPU has AVX2 and FMA; the matrices lie in their slices and each has a stride of 1; the output
-/// can be written and nobody else uses it meanwhile.
+/// The product [`suits`]; the matrices lie in their slices and `start`'s row is as long as the
+/// output's; the output can be written and nobody else uses it meanwhile.
 pub(super) unsafe fn product(
     out: Output,
     left: Matrix<'_>,
     right: Matrix<'_>,
     scale: f32,
-    accumulate: bool,
+    start: Start<'_>,
+    threads: usize,
 ) {
+    let (rows, cols) = (left.rows, right.cols);
+    let part = |out: Output, left: Matrix<'_>, right: Matrix<'_>, start: Start<'_>| {
+        // SAFETY: the caller's promise; no two parts share a value of the output.
+        unsafe { alone(out, left, right, scale, start) }
+    };
+    if threads == 1 || rows * cols * left.cols < PARALLEL {
+        return part(out, left, right, start);
+    }
+    // Every value's sum is the same in whichever part it lies.
+    if rows >= cols {
+        let step = rows.div_ceil(threads).next_multiple_of(PART);
+        (0..rows.div_ceil(step)).into_par_iter().for_each(|number| {
+            let first = number * step;
+            let left = left.part(first, 0, step.min(rows - first), left.cols);
+            // SAFETY: `first` is below `rows`.
+            part(unsafe { out.part(first, 0) }, left, right, start);
+        });
+    } else {
+        let step = cols.div_ceil(threads).next_multiple_of(PART);
+        (0..cols.div_ceil(step)).into_par_iter().for_each(|number| {
+            let first = number * step;
+            let right = right.part(0, first, right.rows, step.min(cols - first));
+            // SAFETY: `first` is below `cols`.
+            part(unsafe { out.part(0, first) }, left, right, start.part(first, right.cols));
+        });
+    }
+}
+
+/// [`product`] on the calling thread.
+///
+/// # Safety
+/// As [`product`].
+unsafe fn alone(out: Output, left: Matrix<'_>, right: Matrix<'_>, scale: f32, start: Start<'_>) {
     let (rows, inner, cols) = (left.rows, left.cols, right.cols);
     // the `gemm` crate cuts long sums evenly, those of small products not
     let depth = match rows.max(cols) <= 64 {
@@ -84,13 +169,16 @@ pub(super) unsafe fn product(
                         }
                     };
                     for (panel, right) in packed_right.chunks_exact(depth * COLS).enumerate() {
-                        let tile = Tile {
-                            // SAFETY: the tile begins in the output.
-                            out: unsafe { out.part(row, col + panel * COLS) },
-                            cols: COLS.min(width - panel * COLS),
-                            scale,
-                            add: accumulate || at > 0,
+                        let first = col + panel * COLS;
+                        // SAFETY: the tile begins in the output.
+                        let out = unsafe { out.part(row, first) };
+                        let start = match start {
+                            Start::Row(values) if at == 0 => Some((values[first..].as_ptr(), 0)),
+                            Start::Zero if at == 0 => None,
+                            _ => Some((out.start.cast_const(), out.stride)),
                         };
+                        let cols = COLS.min(width - panel * COLS);
+                        let tile = Tile { out, cols, scale, start };
                         // SAFETY: the CPU has the instructions (the caller's promise). `left` holds
                         // `height` rows of `depth` values, either where they lie or packed, `right`
                         // a panel of as many rows; the tiles reach to the end of the output's rows
@@ -133,6 +221,9 @@ unsafe fn column<const REGISTERS: usize, const PACKED: bool>(
             self::tile::<ROWS, REGISTERS, PACKED>(&tile, depth, values, stride, right);
             values = values.wrapping_add(step);
             tile.out.start = tile.out.start.wrapping_add(ROWS * tile.out.stride);
+            if let Some((start, stride)) = &mut tile.start {
+                *start = start.wrapping_add(ROWS * *stride);
+            }
         }
         match left.rows % ROWS {
             1 => self::tile::<1, REGISTERS, PACKED>(&tile, depth, values, stride, right),
@@ -150,7 +241,7 @@ unsafe fn column<const REGISTERS: usize, const PACKED: bool>(
 /// # Safety
 /// The CPU has AVX2 and FMA. Row `i` of the left matrix has its value `k` at `i · stride + k`, or at
 /// `i + k · ROWS` where it is packed; `right` holds `depth` rows of [`COLS`] values; `H` rows of the
-/// tile's columns can be written.
+/// tile's columns can be written, and read where it starts from.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<const H: usize, const REGISTERS: usize, const PACKED: bool>(
     tile: &Tile,
@@ -162,48 +253,38 @@ unsafe fn tile<const H: usize, const REGISTERS: usize, const PACKED: bool>(
     let (stride, step) = if PACKED { (1, ROWS) } else { (stride, 1) };
     // SAFETY: the caller's promise; partial tiles go through `rest`, which holds a whole row.
     unsafe {
-        for row in 0..H {
-            let out = tile.out.start.add(row * tile.out.stride);
+        let mut out = tile.out.start;
+        for _ in 0..H {
             _mm_prefetch::<_MM_HINT_T0>(out.cast());
-            _mm_prefetch::<_MM_HINT_T0>(out.add(tile.cols - 1).cast());
+            _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(tile.cols - 1).cast());
+            out = out.wrapping_add(tile.out.stride);
         }
         let mut sums = [[_mm256_setzero_ps(); REGISTERS]; H];
-        macro_rules! add {
-            ($k:expr) => {
-                let row: [__m256; REGISTERS] =
-                    std::array::from_fn(|r| _mm256_loadu_ps(right.add($k * COLS + 8 * r)));
-                for h in 0..H {
-                    let value = _mm256_broadcast_ss(&*left.add(h * stride + $k * step));
-                    for r in 0..REGISTERS {
-                        sums[h][r] = _mm256_fmadd_ps(value, row[r], sums[h][r]);
-                    }
+        for _ in 0..depth {
+            let row: [__m256; REGISTERS] =
+                std::array::from_fn(|r| _mm256_loadu_ps(right.add(8 * r)));
+            for h in 0..H {
+                let value = _mm256_broadcast_ss(&*left.add(h.wrapping_mul(stride)));
+                for r in 0..REGISTERS {
+                    sums[h][r] = _mm256_fmadd_ps(value, row[r], sums[h][r]);
                 }
-            };
-        }
-        for _ in 0..depth / 4 {
-            add!(0);
-            add!(1);
-            add!(2);
-            add!(3);
-            left = left.add(4 * step);
-            right = right.add(4 * COLS);
-        }
-        for _ in 0..depth % 4 {
-            add!(0);
+            }
             left = left.add(step);
             right = right.add(COLS);
         }
         let scale = _mm256_set1_ps(tile.scale);
-        for (row, sums) in sums.iter().enumerate() {
-            let out = tile.out.start.add(row * tile.out.stride);
+        let mut out = tile.out.start;
+        let mut start = tile.start;
+        for sums in &sums {
             if tile.cols == 8 * REGISTERS {
                 for (r, &sum) in sums.iter().enumerate() {
-                    let out = out.add(8 * r);
-                    let value = match tile.add {
-                        true => _mm256_fmadd_ps(scale, sum, _mm256_loadu_ps(out)),
-                        false => _mm256_mul_ps(scale, sum),
+                    let value = match start {
+                        Some((start, _)) => {
+                            _mm256_fmadd_ps(scale, sum, _mm256_loadu_ps(start.add(8 * r)))
+                        }
+                        None => _mm256_mul_ps(scale, sum),
                     };
-                    _mm256_storeu_ps(out, value);
+                    _mm256_storeu_ps(out.add(8 * r), value);
                 }
             } else {
                 let mut rest = [0f32; COLS];
@@ -211,9 +292,15 @@ unsafe fn tile<const H: usize, const REGISTERS: usize, const PACKED: bool>(
                     _mm256_storeu_ps(rest.as_mut_ptr().add(8 * r), sum);
                 }
                 for (col, sum) in rest[..tile.cols].iter().enumerate() {
-                    let out = out.add(col);
-                    *out = if tile.add { tile.scale.mul_add(*sum, *out) } else { tile.scale * sum };
+                    *out.add(col) = match start {
+                        Some((start, _)) => tile.scale.mul_add(*sum, *start.add(col)),
+                        None => tile.scale * sum,
+                    };
                 }
+            }
+            out = out.wrapping_add(tile.out.stride);
+            if let Some((start, stride)) = &mut start {
+                *start = start.wrapping_add(*stride);
             }
         }
     }

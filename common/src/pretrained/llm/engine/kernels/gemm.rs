@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use crate::tensor::ops::product::{Matrix, Threads, gemm_into};
+use crate::tensor::ops::product::{Matrix, Start, Threads, gemm_into};
 
 /// A row-major output matrix whose columns are filled by several threads.
 pub(super) struct Columns<'a> {
@@ -86,7 +86,7 @@ pub(in super::super) fn matmul_panels(
         let out = columns.column(first);
         // SAFETY: `Columns::new` found room for the panel's columns, which are those of `rows` from
         // `first` on; no other panel has them.
-        unsafe { gemm_into(out, out_stride, x, panel, 1.0, false, Threads::One) };
+        unsafe { gemm_into(out, out_stride, x, panel, 1.0, Start::Zero, Threads::One) };
     };
     let run = |panel: usize| {
         let first = panel * panel_width;

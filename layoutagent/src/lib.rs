@@ -15,7 +15,7 @@
 //! | Eq. 2, sum of energies (hinges) | [`model::energy::Energy::compute`] |
 //! | Eq. 3, composed noise | [`model::denoiser::Denoiser::forward`], [`model::sampler::Sampler::composed_noise`] |
 //! | Eq. 4, loss | [`train::loss`] |
-//! | Eq. 5, energy form | left out: it needs gradients of gradients |
+//! | Eq. 5, the networks' energy and its gradient | [`model::learned_energy::energy`], [`model::learned_energy::noise`] |
 //! | Algorithm 2, sampling | [`model::sampler::Sampler::sample`], [`model::sampler::ddpm_step`] |
 //! | Eq. 6, Langevin step | [`model::sampler::ula_step`], MALA: [`model::sampler::mala_log_ratio`] |
 //! | Eq. 7, blended latent diffusion | [`render::diffusion::keep_foreground`], [`render::diffusion::denoise`] |

@@ -44,7 +44,11 @@ pub fn sampler(config: &Config, seed: u64, threads: usize, assets: &Assets) -> R
 /// Tensors that do not fit the config.
 pub fn ready(tensors: BTreeMap<String, Tensor>, config: &TrainConfig) -> Result<Sampler> {
     let mut builder = Builder::from_tensors(tensors).frozen();
-    Sampler::new(&Denoiser::new(&mut builder, config.width)?, config.steps)
+    let model = Denoiser::new(&mut builder, config.width)?;
+    match config.energy {
+        true => Sampler::of_energy(model, config.steps),
+        false => Sampler::new(&model, config.steps),
+    }
 }
 
 /// Tensors trained now, or earlier and kept in the cache.

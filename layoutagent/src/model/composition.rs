@@ -108,6 +108,8 @@ pub(super) struct Plan {
 pub(super) struct Workspace {
     /// Composed noise: two values per node.
     pub(super) noise: Vec<f32>,
+    /// Energy of each chain, where the networks give one.
+    pub(super) energies: Vec<f64>,
     half: Vec<f32>,
     encoded: Vec<f32>,
     inputs: Vec<f32>,

@@ -96,9 +96,16 @@ impl Denoiser {
     /// `pose` is `[nodes, 2]`, the result as well. Masked nodes get 0 (the reference puts their own
     /// pose there; nothing reads it), so do nodes without a relation.
     pub fn forward(&self, batch: &Batch, pose: &Tensor) -> Result<Tensor> {
+        let noise = self.outputs(batch, pose)?;
+        let total = pose.zeros_like()?.detach().index_add(&batch.targets, &noise, 0)?;
+        Ok(total.broadcast_mul(&batch.scale)?)
+    }
+
+    /// What each relation's network says of its two nodes, one row each: `[2 edges, 2]`.
+    pub(super) fn outputs(&self, batch: &Batch, pose: &Tensor) -> Result<Tensor> {
         let d = self.width;
         if batch.rows.is_empty() {
-            return Ok(pose.zeros_like()?);
+            return Ok(Tensor::zeros((0, POSE), pose.dtype(), pose.device())?);
         }
         // what relations read: geometry and pose of each node, time of each graph
         let table = Tensor::cat(
@@ -115,9 +122,7 @@ impl Denoiser {
             outputs.push(relation.forward_activation(&inputs, Some(Activation::Silu))?);
         }
         let outputs = Tensor::cat(&outputs, 0)?.reshape((batch.targets.elem_count(), d))?;
-        let noise = self.decode(&outputs)?; // (2 edges, 2)
-        let total = pose.zeros_like()?.detach().index_add(&batch.targets, &noise, 0)?;
-        Ok(total.broadcast_mul(&batch.scale)?)
+        self.decode(&outputs)
     }
 }
 
@@ -152,7 +157,13 @@ pub struct Batch {
     /// nodes, pose of both, time. Empty when the batch has no node.
     rows: Vec<Tensor>,
     /// Node of each half of an edge's output: `[2 edges]`.
-    targets: Tensor,
+    pub(super) targets: Tensor,
+    /// 1 for each half, 0 where the edge is none of a graph's own: `[2 edges, 1]`.
+    pub(super) real: Tensor,
+    /// Graph of each edge.
+    pub(super) graph_of_edge: Vec<u32>,
+    /// 1 for nodes whose pose is sought, 0 for masked ones: `[nodes, 1]`.
+    pub(super) free: Tensor,
     /// 1/√count of each node, 0 for masked ones: `[nodes, 1]`.
     scale: Tensor,
     nodes: usize,
@@ -202,12 +213,16 @@ impl Batch {
         }
         // A relation that no graph has gets an edge of the first frame with itself. Its result is
         // multiplied by 0, and every network keeps a gradient.
-        for k in 0..Relation::LEARNED {
-            if !masked.is_empty() && sorted.iter().all(|edge| edge.0 != k) {
-                sorted.push((k, 0, 0, 0));
-            }
-        }
+        let absent: Vec<usize> = (0..Relation::LEARNED)
+            .filter(|&k| !masked.is_empty() && sorted.iter().all(|edge| edge.0 != k))
+            .collect();
+        sorted.extend(absent.iter().map(|&k| (k, 0, 0, 0)));
         sorted.sort_by_key(|edge| edge.0);
+        let real = sorted.iter().flat_map(|edge| {
+            let real = if absent.contains(&edge.0) { 0f32 } else { 1.0 };
+            [real, real]
+        });
+        let free = masked.iter().map(|&masked| if masked { 0f32 } else { 1.0 });
         let scale: Vec<f32> = counts
             .iter()
             .zip(&masked)
@@ -235,9 +250,22 @@ impl Batch {
             times,
             rows: rows.collect::<candle_core::Result<_>>()?,
             targets: Tensor::from_vec(targets, 2 * sorted.len(), &Device::Cpu)?,
+            real: Tensor::from_vec(real.collect(), (2 * sorted.len(), 1), &Device::Cpu)?,
+            graph_of_edge: sorted.iter().map(|edge| edge.3).collect(),
+            free: Tensor::from_vec(free.collect(), (nodes, 1), &Device::Cpu)?,
             scale: Tensor::from_vec(scale, (nodes, 1), &Device::Cpu)?,
             nodes,
         })
+    }
+
+    /// Number of graphs.
+    pub fn graphs(&self) -> usize {
+        self.times.len()
+    }
+
+    /// Puts all graphs at diffusion step `t`.
+    pub(super) fn set_time(&mut self, t: usize) {
+        self.times.fill(t as u32);
     }
 
     /// Number of nodes of all graphs.

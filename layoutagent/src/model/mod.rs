@@ -3,6 +3,7 @@
 mod composition;
 pub mod denoiser;
 pub mod energy;
+pub mod learned_energy;
 pub mod sampler;
 pub mod schedule;
 pub mod segmenter;

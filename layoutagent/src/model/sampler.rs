@@ -2,13 +2,15 @@
 //!
 //! Many chains of many problems run together, on plain slices without tensors.
 
+use candle_core::{Device, Tensor};
 use common::Result;
 use common::rng::{Seed, Stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::composition::{Composition, Plan, Workspace};
-use super::denoiser::{Denoiser, POSE};
+use super::denoiser::{Batch, Denoiser, GraphRows, POSE, network_edges, node_geometry};
+use super::learned_energy;
 use super::schedule::Schedule;
 use crate::layout::Problem;
 
@@ -24,9 +26,9 @@ pub enum Inner {
     /// Langevin steps that grow in number towards the end: 0.4, 0.8, 1.2 and 1.6 times `inner_steps`
     /// by quarter of the chain (4, 8, 12, 16 in the reference with 10).
     UlaPlus,
-    /// Langevin proposals, accepted by the Metropolis–Hastings rule with the reverse proposal. The
-    /// networks give no energy, so its difference is the line integral of the score by the
-    /// trapezoid rule.
+    /// Langevin proposals, accepted by the Metropolis–Hastings rule with the reverse proposal. Where
+    /// the networks give no energy (Eq. 5), its difference is the line integral of the score by
+    /// the trapezoid rule.
     Mala,
 }
 
@@ -99,23 +101,27 @@ pub fn ula_step(
     }
 }
 
-/// Logarithm of the Metropolis–Hastings ratio of a Langevin proposal `to` from `from`.
+/// Logarithm of the Metropolis–Hastings ratio of a Langevin proposal `to` from `from`; `gain` is
+/// log p(to) − log p(from) where it is known, else the line integral of the score stands for it.
 pub fn mala_log_ratio(
     schedule: &Schedule,
     t: usize,
     size: f32,
     (from, eps_from): (&[f32], &[f32]),
     (to, eps_to): (&[f32], &[f32]),
+    gain: Option<f64>,
 ) -> f64 {
     let size = f64::from(size * schedule.beta[t]);
     let root = f64::from(schedule.noise[t]);
-    let mut log_ratio = 0.0;
+    let mut log_ratio = gain.unwrap_or(0.0);
     for (((&x, &e), &y), &f) in from.iter().zip(eps_from).zip(to).zip(eps_to) {
         let (score_x, score_y) = (-f64::from(e) / root, -f64::from(f) / root);
         let step = f64::from(y) - f64::from(x);
         let forward = step - size * score_x;
         let backward = -step - size * score_y;
-        log_ratio += 0.5 * (score_x + score_y) * step;
+        if gain.is_none() {
+            log_ratio += 0.5 * (score_x + score_y) * step;
+        }
         log_ratio += (forward * forward - backward * backward) / (4.0 * size);
     }
     log_ratio
@@ -125,7 +131,16 @@ pub fn mala_log_ratio(
 #[derive(Debug)]
 pub struct Sampler {
     networks: Composition,
+    /// The networks again, where the noise is the gradient of their energy (Eq. 5).
+    energy: Option<Denoiser>,
     schedule: Schedule,
+}
+
+/// Chains that run together.
+struct Chains {
+    plan: Plan,
+    /// The same graphs for [`learned_energy`].
+    batch: Option<Batch>,
 }
 
 impl Sampler {
@@ -134,7 +149,17 @@ impl Sampler {
     /// # Errors
     /// Tensor operations only.
     pub fn new(model: &Denoiser, steps: usize) -> Result<Self> {
-        Ok(Self { networks: Composition::new(model, steps)?, schedule: Schedule::cosine(steps) })
+        let networks = Composition::new(model, steps)?;
+        Ok(Self { networks, energy: None, schedule: Schedule::cosine(steps) })
+    }
+
+    /// A sampler of networks whose noise is the gradient of an energy (Eq. 5). Each call is a forward and
+    /// a backward pass through tensors, many times slower than [`Sampler::new`]'s.
+    ///
+    /// # Errors
+    /// Tensor operations only.
+    pub fn of_energy(model: Denoiser, steps: usize) -> Result<Self> {
+        Ok(Self { energy: Some(model.clone()), ..Self::new(&model, steps)? })
     }
 
     /// Diffusion steps T.
@@ -143,12 +168,52 @@ impl Sampler {
     }
 
     /// Composed noise of a problem's nodes (the frame first, two values each) at the poses of one
-    /// layout and step `t`: equal to [`Denoiser::forward`] up to rounding. The frame's pose counts
-    /// as (0, 0).
-    pub fn composed_noise(&self, problem: &Problem, pose: &[f32], t: usize) -> Vec<f32> {
+    /// layout and step `t`: equal to [`Denoiser::forward`] or [`learned_energy::noise`] up to
+    /// rounding. The frame's pose counts as (0, 0).
+    ///
+    /// # Errors
+    /// Tensor operations only.
+    pub fn composed_noise(&self, problem: &Problem, pose: &[f32], t: usize) -> Result<Vec<f32>> {
         let mut workspace = Workspace::default();
-        self.networks.noise(&self.networks.plan(&[problem], 1), pose, t, &mut workspace);
-        workspace.noise
+        self.noise(&mut self.chains(&[problem], 1)?, pose, t, &mut workspace)?;
+        Ok(workspace.noise)
+    }
+
+    /// Lays out `copies` chains of each problem.
+    fn chains(&self, problems: &[&Problem], copies: usize) -> Result<Chains> {
+        let plan = self.networks.plan(problems, copies);
+        if self.energy.is_none() {
+            return Ok(Chains { plan, batch: None });
+        }
+        let graphs: Vec<_> = problems
+            .iter()
+            .map(|problem| {
+                let locked = problem.locked.iter().map(Option::is_some);
+                let masked: Vec<bool> = std::iter::once(true).chain(locked).collect();
+                (node_geometry(problem), masked, network_edges(problem))
+            })
+            .collect();
+        let rows: Vec<GraphRows<'_>> = graphs
+            .iter()
+            .flat_map(|(geometry, masked, edges)| {
+                std::iter::repeat_n(GraphRows { geometry, masked, edges }, copies)
+            })
+            .collect();
+        let batch = Batch::new(&rows, vec![0; rows.len()])?;
+        Ok(Chains { plan, batch: Some(batch) })
+    }
+
+    /// Noise of all chains at `pose` and step `t`, into `w`, with their energies where there are any.
+    fn noise(&self, chains: &mut Chains, pose: &[f32], t: usize, w: &mut Workspace) -> Result<()> {
+        let (Some(model), Some(batch)) = (&self.energy, &mut chains.batch) else {
+            self.networks.noise(&chains.plan, pose, t, w);
+            return Ok(());
+        };
+        batch.set_time(t);
+        let pose = Tensor::from_slice(pose, (batch.nodes(), POSE), &Device::Cpu)?;
+        let (noise, energies) = learned_energy::noise(model, batch, &pose)?;
+        (w.noise, w.energies) = (noise.flatten_all()?.to_vec1()?, energies);
+        Ok(())
     }
 
     /// `chains` layouts of each problem (Algorithm 2): `[problem][chain][object]` centres in the
@@ -165,7 +230,7 @@ impl Sampler {
         seed: Seed,
     ) -> Result<Vec<Vec<Vec<[f64; 2]>>>> {
         let bare: Vec<&Problem> = problems.iter().map(|(problem, _)| *problem).collect();
-        let plan = self.networks.plan(&bare, chains);
+        let mut all = self.chains(&bare, chains)?;
         let mut w = Workspace::default();
         let mut streams: Vec<Stream> = problems
             .iter()
@@ -174,29 +239,29 @@ impl Sampler {
             })
             .collect();
         let mut noise = Vec::new();
-        draw(&plan, &mut streams, &mut noise);
+        draw(&all.plan, &mut streams, &mut noise);
         let mut pose: Vec<f32> = noise.iter().map(|v| 0.5 * v).collect();
-        impose(&plan, &mut pose);
+        impose(&all.plan, &mut pose);
         let (steps, size) = (self.steps(), config.inner_size as f32);
         for t in (0..steps).rev() {
             common::run::check_interrupt()?;
-            self.networks.noise(&plan, &pose, t, &mut w);
-            draw(&plan, &mut streams, &mut noise);
+            self.noise(&mut all, &pose, t, &mut w)?;
+            draw(&all.plan, &mut streams, &mut noise);
             ddpm_step(&self.schedule, t, &mut pose, &w.noise, &noise);
-            impose(&plan, &mut pose);
+            impose(&all.plan, &mut pose);
             let inner = config.inner_steps_at(t, steps);
             if inner > 0 && config.inner == Inner::Mala {
-                self.metropolis(&plan, t, inner, size, &mut pose, &mut streams);
+                self.metropolis(&mut all, t, inner, size, &mut pose, &mut streams)?;
                 continue;
             }
             for _ in 0..inner {
-                self.networks.noise(&plan, &pose, t, &mut w);
-                draw(&plan, &mut streams, &mut noise);
+                self.noise(&mut all, &pose, t, &mut w)?;
+                draw(&all.plan, &mut streams, &mut noise);
                 ula_step(&self.schedule, t, size, &mut pose, &w.noise, &noise);
-                impose(&plan, &mut pose);
+                impose(&all.plan, &mut pose);
             }
         }
-        let mut of_chain = plan.chains.iter();
+        let mut of_chain = all.plan.chains.iter();
         let layouts = problems.iter().map(|(problem, _)| {
             of_chain
                 .by_ref()
@@ -220,34 +285,44 @@ impl Sampler {
     /// Metropolis-adjusted Langevin steps, accepted chain by chain.
     fn metropolis(
         &self,
-        plan: &Plan,
+        chains: &mut Chains,
         t: usize,
         steps: usize,
         size: f32,
         pose: &mut [f32],
         streams: &mut [Stream],
-    ) {
+    ) -> Result<()> {
         let (mut here, mut there) = (Workspace::default(), Workspace::default());
         let mut noise = Vec::new();
-        self.networks.noise(plan, pose, t, &mut here);
+        self.noise(chains, pose, t, &mut here)?;
         for _ in 0..steps {
             let mut next = pose.to_vec();
-            draw(plan, streams, &mut noise);
+            draw(&chains.plan, streams, &mut noise);
             ula_step(&self.schedule, t, size, &mut next, &here.noise, &noise);
-            impose(plan, &mut next);
-            self.networks.noise(plan, &next, t, &mut there);
-            for (&(start, nodes), stream) in plan.chains.iter().zip(streams.iter_mut()) {
+            impose(&chains.plan, &mut next);
+            self.noise(chains, &next, t, &mut there)?;
+            let of_chains = chains.plan.chains.iter().zip(streams.iter_mut());
+            for (chain, (&(start, nodes), stream)) in of_chains.enumerate() {
                 let at = start * POSE..(start + nodes) * POSE;
                 let (from, to) = (&pose[at.clone()], &next[at.clone()]);
                 let (eps_from, eps_to) = (&here.noise[at.clone()], &there.noise[at.clone()]);
-                let log_ratio =
-                    mala_log_ratio(&self.schedule, t, size, (from, eps_from), (to, eps_to));
+                // the score is −∇E / √(1 − ᾱ), so this is the energy of the log-density
+                let gain = self.energy.as_ref().map(|_| {
+                    (here.energies[chain] - there.energies[chain])
+                        / f64::from(self.schedule.noise[t])
+                });
+                let (from, to) = ((from, eps_from), (to, eps_to));
+                let log_ratio = mala_log_ratio(&self.schedule, t, size, from, to, gain);
                 if stream.uniform().ln() < log_ratio {
                     pose[at.clone()].copy_from_slice(&next[at.clone()]);
                     here.noise[at.clone()].copy_from_slice(&there.noise[at]);
+                    if gain.is_some() {
+                        here.energies[chain] = there.energies[chain];
+                    }
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use common::optim::Gradients;
 use common::testing::{golden, golden_json, golden_tensors};
 use layoutagent::layout::{Edge, Frame, Problem, Rect};
 use layoutagent::model::denoiser::{Batch, Denoiser, GraphRows};
+use layoutagent::model::learned_energy;
 use layoutagent::model::sampler::{Sampler, ddpm_step, ula_step};
 use layoutagent::model::schedule::Schedule;
 use layoutagent::relations::{Relation, relations_of};
@@ -99,7 +100,7 @@ fn composed_noise_and_steps_equal_pytorch() {
         let eps = eps.to_vec1::<f32>().unwrap();
         // The reference puts a masked node's own pose where ours has 0; both are (0, 0) here.
         close(&eps, &golden.values(&format!("{head}/eps")), 0.0, 1e-4, "eps");
-        let fast = sampler.composed_noise(&golden.problem(&head), &pose, t);
+        let fast = sampler.composed_noise(&golden.problem(&head), &pose, t).unwrap();
         close(&fast, &eps, 1e-5, 1e-6, "the sampler's eps");
         for name in ["ddpm", "ula"] {
             let mut next = pose.clone();
@@ -127,7 +128,7 @@ fn a_chain_equals_pytorch() {
     for (index, &t) in golden.values("chain/t").iter().enumerate() {
         let t = t as usize;
         for inner in 0..3 {
-            let eps = sampler.composed_noise(&problem, &pose, t);
+            let eps = sampler.composed_noise(&problem, &pose, t).unwrap();
             let z = &noise[(index * 3 + inner) * nodes..][..nodes];
             match inner {
                 0 => ddpm_step(&schedule, t, &mut pose, &eps, z),
@@ -158,6 +159,38 @@ fn loss_and_gradients_equal_pytorch() {
         if golden.0.contains_key(&key) {
             let found = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             close(&found, &golden.values(&key), 1e-3, 0.0, name);
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 18);
+}
+
+#[test]
+fn the_energy_its_gradient_and_the_gradients_of_that_equal_pytorch() {
+    let golden = tensors();
+    let energy = Golden(golden_tensors(&path("energy.safetensors")));
+    let mut builder = builder();
+    let model = Denoiser::new(&mut builder, 32).unwrap();
+    let parameters = builder.finish();
+    let (geometry, masked, edges) = golden.graph("graph4");
+    let rows = GraphRows { geometry: &geometry, masked: &masked, edges: &edges };
+    let batch = Batch::new(&[rows], vec![300]).unwrap();
+    let (pose, noise) = (&golden.0["train/noisy"], &golden.0["train/noise"]);
+    let value = learned_energy::energy(&model, &batch, pose).unwrap();
+    close(&[value.to_scalar().unwrap()], &energy.values("energy"), 1e-5, 0.0, "energy");
+    let (found, energies) = learned_energy::noise(&model, &batch, pose).unwrap();
+    let found = found.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    close(&found, &energy.values("noise"), 1e-5, 0.0, "noise");
+    close(&[energies[0] as f32], &energy.values("energy"), 1e-5, 0.0, "energy of the graph");
+    let loss = learned_energy::loss(&model, &batch, pose, noise).unwrap();
+    close(&[loss.to_scalar().unwrap()], &energy.values("loss"), 1e-5, 0.0, "loss");
+    let gradients = Gradients::of(&loss, &parameters).unwrap();
+    let mut compared = 0;
+    for ((name, _), gradient) in parameters.iter().zip(gradients.tensors()) {
+        let key = format!("grad/{name}");
+        if energy.0.contains_key(&key) {
+            let found = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            close(&found, &energy.values(&key), 1e-3, 0.0, name);
             compared += 1;
         }
     }

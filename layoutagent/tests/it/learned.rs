@@ -10,6 +10,7 @@ use common::testing::gradients::assert_all_grads;
 use layoutagent::data::worlds::{world, worlds};
 use layoutagent::layout::{Edge, Frame, Problem};
 use layoutagent::model::denoiser::{Batch, Denoiser, GraphRows, network_edges, node_geometry};
+use layoutagent::model::learned_energy;
 use layoutagent::model::sampler::{Inner, SampleConfig, Sampler, mala_log_ratio};
 use layoutagent::model::schedule::Schedule;
 use layoutagent::networks;
@@ -123,8 +124,8 @@ fn noise_follows_the_objects_when_they_are_permuted() {
         .chain(order.map(|at| at + 1))
         .flat_map(|at| [pose[2 * at], pose[2 * at + 1]])
         .collect();
-    let first = sampler.composed_noise(&problem, &pose, 7);
-    let second = sampler.composed_noise(&permuted, &moved, 7);
+    let first = sampler.composed_noise(&problem, &pose, 7).unwrap();
+    let second = sampler.composed_noise(&permuted, &moved, 7).unwrap();
     for (new, &old) in order.iter().enumerate() {
         for axis in 0..2 {
             let (a, b) = (first[2 * (old + 1) + axis], second[2 * (new + 1) + axis]);
@@ -167,7 +168,7 @@ fn mala_accepts_by_the_true_density_of_a_gaussian() {
     let t = 20;
     let eps = |v: &[f32]| -> Vec<f32> { v.iter().map(|v| v * schedule.noise[t]).collect() };
     let (x, y) = ([0.3f32, -0.8], [0.5f32, -0.2]);
-    let found = mala_log_ratio(&schedule, t, 2.0, (&x, &eps(&x)), (&y, &eps(&y)));
+    let found = mala_log_ratio(&schedule, t, 2.0, (&x, &eps(&x)), (&y, &eps(&y)), None);
     let size = f64::from(2.0 * schedule.beta[t]);
     let log_density = |v: &[f32]| -> f64 { v.iter().map(|v| -0.5 * f64::from(v * v)).sum() };
     let proposal = |from: &[f32], to: &[f32]| -> f64 {
@@ -181,6 +182,35 @@ fn mala_accepts_by_the_true_density_of_a_gaussian() {
     };
     let expected = log_density(&y) - log_density(&x) + proposal(&y, &x) - proposal(&x, &y);
     assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+    let gain = Some(log_density(&y) - log_density(&x));
+    let known = mala_log_ratio(&schedule, t, 2.0, (&x, &eps(&x)), (&y, &eps(&y)), gain);
+    assert!((known - expected).abs() < 1e-5, "{known} {expected}");
+}
+
+#[test]
+fn an_energy_is_learned_and_its_gradient_moves_the_chains() {
+    let config = TrainConfig { energy: true, ..small() };
+    let run = |threads| {
+        let mut losses = Vec::new();
+        let trained = train(&config, Seed::new(7), threads, |_, loss| losses.push(loss)).unwrap();
+        (trained.tensors(), losses)
+    };
+    let (tensors, losses) = run(1);
+    assert_eq!(losses, run(2).1);
+    let last = losses[losses.len() - 10..].iter().sum::<f64>() / 10.0;
+    // 0.75 is the loss of saying 0
+    assert!(last < 0.4, "{} {last}", losses[0]);
+    let sampler = networks::ready(tensors, &config).unwrap();
+    let mut problem = world(3, &mut Seed::new(5).stream("world")).problem;
+    problem.locked[1] = Some([0.25, -0.5]);
+    for inner in [Inner::Ula, Inner::Mala] {
+        let sample = SampleConfig { inner, inner_steps: 2, ..SampleConfig::default() };
+        let run = || sampler.sample(&[(&problem, 0)], 3, &sample, Seed::new(1)).unwrap();
+        let layouts = run();
+        assert_eq!(layouts, run());
+        assert_ne!(layouts[0][0], layouts[0][1]);
+        assert!(layouts[0].iter().all(|layout| layout[1] == [0.25, -0.5]));
+    }
 }
 
 #[test]
@@ -192,4 +222,7 @@ fn a_batch_of_nothing_is_no_noise() {
     let pose = Tensor::ones((2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
     let noise = model.forward(&batch, &pose).unwrap().to_vec2::<f32>().unwrap();
     assert_eq!(noise, [[0.0, 0.0], [0.0, 0.0]]);
+    let (noise, energies) = learned_energy::noise(&model, &batch, &pose).unwrap();
+    assert_eq!(noise.to_vec2::<f32>().unwrap(), [[0.0, 0.0], [0.0, 0.0]]);
+    assert_eq!(energies, [0.0]);
 }

@@ -263,10 +263,10 @@ unsafe fn tile<const H: usize, const REGISTERS: usize, const PACKED: bool>(
         for _ in 0..depth {
             let row: [__m256; REGISTERS] =
                 std::array::from_fn(|r| _mm256_loadu_ps(right.add(8 * r)));
-            for h in 0..H {
+            for (h, sums) in sums.iter_mut().enumerate() {
                 let value = _mm256_broadcast_ss(&*left.add(h.wrapping_mul(stride)));
-                for r in 0..REGISTERS {
-                    sums[h][r] = _mm256_fmadd_ps(value, row[r], sums[h][r]);
+                for (sum, &row) in sums.iter_mut().zip(&row) {
+                    *sum = _mm256_fmadd_ps(value, row, *sum);
                 }
             }
             left = left.add(step);

@@ -14,6 +14,8 @@ use super::{Matrix, Output, Start};
 
 /// Rows of a tile of sums.
 const ROWS: usize = 6;
+/// Rows of a tile that are read from one pointer.
+const HALF: usize = ROWS / 2;
 /// Columns of a tile: two registers.
 const COLS: usize = 16;
 /// Terms of a sum that are added before the next block: as many as the `gemm` crate adds on a CPU
@@ -260,17 +262,33 @@ unsafe fn tile<const H: usize, const REGISTERS: usize, const PACKED: bool>(
             out = out.wrapping_add(tile.out.stride);
         }
         let mut sums = [[_mm256_setzero_ps(); REGISTERS]; H];
-        for _ in 0..depth {
-            let row: [__m256; REGISTERS] =
-                std::array::from_fn(|r| _mm256_loadu_ps(right.add(8 * r)));
-            for (h, sums) in sums.iter_mut().enumerate() {
-                let value = _mm256_broadcast_ss(&*left.add(h.wrapping_mul(stride)));
-                for (sum, &row) in sums.iter_mut().zip(&row) {
-                    *sum = _mm256_fmadd_ps(value, row, *sum);
+        // The fourth row and those after it, by a pointer of their own that the compiler cannot trace
+        // back to the first: it would compute all rows anew in every round.
+        let mut lower = std::hint::black_box(left.wrapping_add(HALF.wrapping_mul(stride)));
+        macro_rules! add {
+            ($k:expr) => {
+                let row: [__m256; REGISTERS] =
+                    std::array::from_fn(|r| _mm256_loadu_ps(right.add($k * COLS + 8 * r)));
+                for (h, sums) in sums.iter_mut().enumerate() {
+                    let (first, h) = if h < HALF { (left, h) } else { (lower, h - HALF) };
+                    let value = &*first.add(h.wrapping_mul(stride) + $k * step);
+                    let value = _mm256_broadcast_ss(value);
+                    for (sum, &row) in sums.iter_mut().zip(&row) {
+                        *sum = _mm256_fmadd_ps(value, row, *sum);
+                    }
                 }
-            }
-            left = left.add(step);
-            right = right.add(COLS);
+            };
+        }
+        // two terms a round: with more of them the compiler runs out of registers
+        for _ in 0..depth / 2 {
+            add!(0);
+            add!(1);
+            left = left.add(2 * step);
+            lower = lower.wrapping_add(2 * step);
+            right = right.add(2 * COLS);
+        }
+        if depth % 2 == 1 {
+            add!(0);
         }
         let scale = _mm256_set1_ps(tile.scale);
         let mut out = tile.out.start;

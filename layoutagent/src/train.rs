@@ -40,7 +40,7 @@ pub struct TrainConfig {
     /// One diffusion step for the whole batch, as in the reference, instead of one per graph.
     pub one_time_per_batch: bool,
     /// Whether the noise is the gradient of an energy (Eq. 5) instead of the networks' own output; an
-    /// update takes three times as long, and MALA accepts by the energy.
+    /// update takes more than twice as long, and MALA accepts by the energy.
     pub energy: bool,
 }
 

@@ -28,6 +28,9 @@ pub fn energy(model: &Denoiser, batch: &Batch, pose: &Tensor) -> Result<Tensor> 
 /// # Errors
 /// Tensor operations only.
 pub fn noise(model: &Denoiser, batch: &Batch, pose: &Tensor) -> Result<(Tensor, Vec<f64>)> {
+    if batch.nodes() == 0 {
+        return Ok((pose.zeros_like()?, Vec::new()));
+    }
     let pose = Var::from_tensor(&pose.detach())?;
     let squares = squares(model, batch, &pose)?;
     let mut gradients = squares.sum_all()?.backward()?;

@@ -306,7 +306,7 @@ impl Sampler {
                 let at = start * POSE..(start + nodes) * POSE;
                 let (from, to) = (&pose[at.clone()], &next[at.clone()]);
                 let (eps_from, eps_to) = (&here.noise[at.clone()], &there.noise[at.clone()]);
-                // the score is −∇E / √(1 − ᾱ), so this is the energy of the log-density
+                // the score is −∇E / √(1 − ᾱ): log p gains what E loses, over that root
                 let gain = self.energy.as_ref().map(|_| {
                     (here.energies[chain] - there.energies[chain])
                         / f64::from(self.schedule.noise[t])

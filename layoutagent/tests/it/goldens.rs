@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
-use common::nn::Builder;
+use common::nn::{Builder, Parameters};
 use common::optim::Gradients;
 use common::testing::{golden, golden_json, golden_tensors};
 use layoutagent::layout::{Edge, Frame, Problem, Rect};
@@ -41,6 +41,13 @@ impl Golden {
         let edges = edges.chunks(3).map(|e| (e[0] as usize, e[1] as u32, e[2] as u32)).collect();
         let masked = self.values(&format!("{head}/masked")).iter().map(|&m| m > 0.5).collect();
         (self.values(&format!("{head}/geometry")), masked, edges)
+    }
+
+    /// The graph that loss and gradients were taken on, at its step.
+    fn trained_batch(&self) -> Batch {
+        let (geometry, masked, edges) = self.graph("graph4");
+        let rows = GraphRows { geometry: &geometry, masked: &masked, edges: &edges };
+        Batch::new(&[rows], vec![300]).unwrap()
     }
 
     fn problem(&self, head: &str) -> Problem {
@@ -140,22 +147,13 @@ fn a_chain_equals_pytorch() {
     }
 }
 
-#[test]
-fn loss_and_gradients_equal_pytorch() {
-    let golden = tensors();
-    let mut builder = builder();
-    let model = Denoiser::new(&mut builder, 32).unwrap();
-    let parameters = builder.finish();
-    let (geometry, masked, edges) = golden.graph("graph4");
-    let rows = GraphRows { geometry: &geometry, masked: &masked, edges: &edges };
-    let batch = Batch::new(&[rows], vec![300]).unwrap();
-    let node = |name: &str| golden.0[name].clone();
-    let loss = loss(&model, &batch, &node("train/noisy"), &node("train/noise")).unwrap();
-    close(&[loss.to_scalar().unwrap()], &golden.values("train/loss"), 1e-5, 0.0, "loss");
-    let gradients = Gradients::of(&loss, &parameters).unwrap();
+/// Holds the gradients of `loss` to the golden's tensors `prefix` + name.
+#[track_caller]
+fn gradients_are(golden: &Golden, prefix: &str, loss: &Tensor, parameters: &Parameters) {
+    let gradients = Gradients::of(loss, parameters).unwrap();
     let mut compared = 0;
     for ((name, _), gradient) in parameters.iter().zip(gradients.tensors()) {
-        let key = format!("train/grad/{name}");
+        let key = format!("{prefix}{name}");
         if golden.0.contains_key(&key) {
             let found = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             close(&found, &golden.values(&key), 1e-3, 0.0, name);
@@ -166,15 +164,26 @@ fn loss_and_gradients_equal_pytorch() {
 }
 
 #[test]
+fn loss_and_gradients_equal_pytorch() {
+    let golden = tensors();
+    let mut builder = builder();
+    let model = Denoiser::new(&mut builder, 32).unwrap();
+    let parameters = builder.finish();
+    let batch = golden.trained_batch();
+    let node = |name: &str| golden.0[name].clone();
+    let loss = loss(&model, &batch, &node("train/noisy"), &node("train/noise")).unwrap();
+    close(&[loss.to_scalar().unwrap()], &golden.values("train/loss"), 1e-5, 0.0, "loss");
+    gradients_are(&golden, "train/grad/", &loss, &parameters);
+}
+
+#[test]
 fn the_energy_its_gradient_and_the_gradients_of_that_equal_pytorch() {
     let golden = tensors();
     let energy = Golden(golden_tensors(&path("energy.safetensors")));
     let mut builder = builder();
     let model = Denoiser::new(&mut builder, 32).unwrap();
     let parameters = builder.finish();
-    let (geometry, masked, edges) = golden.graph("graph4");
-    let rows = GraphRows { geometry: &geometry, masked: &masked, edges: &edges };
-    let batch = Batch::new(&[rows], vec![300]).unwrap();
+    let batch = golden.trained_batch();
     let (pose, noise) = (&golden.0["train/noisy"], &golden.0["train/noise"]);
     let value = learned_energy::energy(&model, &batch, pose).unwrap();
     close(&[value.to_scalar().unwrap()], &energy.values("energy"), 1e-5, 0.0, "energy");
@@ -184,17 +193,7 @@ fn the_energy_its_gradient_and_the_gradients_of_that_equal_pytorch() {
     close(&[energies[0] as f32], &energy.values("energy"), 1e-5, 0.0, "energy of the graph");
     let loss = learned_energy::loss(&model, &batch, pose, noise).unwrap();
     close(&[loss.to_scalar().unwrap()], &energy.values("loss"), 1e-5, 0.0, "loss");
-    let gradients = Gradients::of(&loss, &parameters).unwrap();
-    let mut compared = 0;
-    for ((name, _), gradient) in parameters.iter().zip(gradients.tensors()) {
-        let key = format!("grad/{name}");
-        if energy.0.contains_key(&key) {
-            let found = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            close(&found, &energy.values(&key), 1e-3, 0.0, name);
-            compared += 1;
-        }
-    }
-    assert_eq!(compared, 18);
+    gradients_are(&energy, "grad/", &loss, &parameters);
 }
 
 /// Names of the true relations of a layout as the golden writes them: relation → instances.

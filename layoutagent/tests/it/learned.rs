@@ -210,6 +210,7 @@ fn an_energy_is_learned_and_its_gradient_moves_the_chains() {
         assert_eq!(layouts, run());
         assert_ne!(layouts[0][0], layouts[0][1]);
         assert!(layouts[0].iter().all(|layout| layout[1] == [0.25, -0.5]));
+        assert!(sampler.sample(&[], 3, &sample, Seed::new(1)).unwrap().is_empty());
     }
 }
 
@@ -225,4 +226,11 @@ fn a_batch_of_nothing_is_no_noise() {
     let (noise, energies) = learned_energy::noise(&model, &batch, &pose).unwrap();
     assert_eq!(noise.to_vec2::<f32>().unwrap(), [[0.0, 0.0], [0.0, 0.0]]);
     assert_eq!(energies, [0.0]);
+    let (none, pose) = (Batch::new(&[], Vec::new()).unwrap(), pose.narrow(0, 0, 0).unwrap());
+    assert_eq!(model.forward(&none, &pose).unwrap().dims(), [0, 2]);
+    assert_eq!(
+        learned_energy::energy(&model, &none, &pose).unwrap().to_scalar::<f32>().unwrap(),
+        0.0
+    );
+    assert_eq!(learned_energy::noise(&model, &none, &pose).unwrap().0.dims(), [0, 2]);
 }

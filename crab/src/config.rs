@@ -206,12 +206,14 @@ pub enum BenchData {
 
 impl BenchDataset {
     fn industrial() -> Self {
-        let mut baselines = BaselineConfig::default();
+        // GRU4Rec's settings for ML-100k do better on the validation cases than its defaults
+        let gru4rec = Gru4recOptions::movielens();
+        let mut baselines = BaselineConfig { gru4rec, ..BaselineConfig::default() };
         for training in [&mut baselines.sasrec.training, &mut baselines.gru4rec.training] {
             training.max_length = 10;
             training.mask_history = false;
-            training.learning_rate = 2e-3;
         }
+        baselines.sasrec.training.learning_rate = 2e-3;
         baselines.sasrec.dropout = 0.3;
         baselines.bpr.mask_history = false;
         // three levels of 256 codes, as many as the released semantic IDs have
@@ -228,9 +230,8 @@ impl BenchDataset {
             released_sids: true,
             extras: true,
             // the rate ends at 0; a few hundred validation cases choose an epoch worse than that
-            train: TrainOptions { epochs: 24, evaluate_every: 0, ..bound },
+            train: TrainOptions { epochs: 20, evaluate_every: 0, ..bound },
             fine_tune: TrainOptions { epochs: 3, ..bound.fine_tuned() },
-            beams: 30,
             baselines,
             ..Self::default()
         }

@@ -1,13 +1,15 @@
 //! Rows laid out for people: one line per method, one column per metric.
 //!
-//! Consecutive datasets that share one metric and the same methods become the columns of one grid.
+//! Consecutive datasets that share one metric and the same methods become the columns of one grid;
+//! methods of a dataset without a metric in common, as differences beside scores, have their own.
 
 use super::{Role, Row, number};
 
 /// One table of a report.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Grid<'a> {
-    /// The dataset, or the metric where the columns are datasets.
+    /// The dataset, or the metric where the columns are datasets; empty for a further grid of the
+    /// same dataset.
     pub(super) title: String,
     pub(super) columns: Vec<Column>,
     pub(super) lines: Vec<Line<'a>>,
@@ -99,15 +101,42 @@ pub(super) fn grids(rows: &[Row]) -> Vec<Grid<'_>> {
     let mut group: Vec<&str> = Vec::new();
     for dataset in datasets {
         if group.last().is_some_and(|last| !alike(rows, last, dataset)) {
-            found.push(grid(rows, &group));
+            found.extend(grids_of(rows, &group));
             group.clear();
         }
         group.push(dataset);
     }
-    if !group.is_empty() {
-        found.push(grid(rows, &group));
-    }
+    found.extend(grids_of(rows, &group));
     found
+}
+
+/// The grids of one dataset, or the one of several [`alike`] ones.
+fn grids_of<'a>(rows: &'a [Row], datasets: &[&str]) -> Vec<Grid<'a>> {
+    let here = rows.iter().filter(|row| datasets.contains(&row.dataset.as_str()));
+    let mut grids: Vec<Grid<'a>> =
+        related(here.collect()).iter().map(|part| grid(part, datasets.len() > 1)).collect();
+    grids.iter_mut().skip(1).for_each(|grid| grid.title.clear());
+    grids
+}
+
+/// Parts of the rows that have neither a method nor a metric in common, in order of appearance.
+fn related(rows: Vec<&Row>) -> Vec<Vec<&Row>> {
+    let meet =
+        |a: &Row, b: &Row| a.metric == b.metric || (a.method == b.method && a.role == b.role);
+    // the first row of each row's part
+    let mut first: Vec<usize> = (0..rows.len()).collect();
+    for at in 0..rows.len() {
+        for before in 0..at {
+            let (low, high) = (first[before].min(first[at]), first[before].max(first[at]));
+            if low != high && meet(rows[before], rows[at]) {
+                first.iter_mut().filter(|first| **first == high).for_each(|first| *first = low);
+            }
+        }
+    }
+    let part = |at: usize| -> Vec<&Row> {
+        rows.iter().zip(&first).filter(|(_, first)| **first == at).map(|(row, _)| *row).collect()
+    };
+    (0..rows.len()).map(part).filter(|part| !part.is_empty()).collect()
 }
 
 /// Whether two datasets have one metric, the same one, and the same methods in the same order.
@@ -121,15 +150,12 @@ fn alike(rows: &[Row], a: &str, b: &str) -> bool {
     first == second && first.iter().all(|(_, _, metric, _)| *metric == first[0].2)
 }
 
-/// The grid of one dataset, or of several [`alike`] ones.
-fn grid<'a>(rows: &'a [Row], datasets: &[&str]) -> Grid<'a> {
-    let by_dataset = datasets.len() > 1;
-    let here: Vec<&Row> =
-        rows.iter().filter(|row| datasets.contains(&row.dataset.as_str())).collect();
+/// The grid of these rows, with a column for each metric or each dataset.
+fn grid<'a>(here: &[&'a Row], by_dataset: bool) -> Grid<'a> {
     let name = |row: &Row| if by_dataset { row.dataset.clone() } else { row.metric.clone() };
     let mut columns: Vec<Column> = Vec::new();
     let mut lines: Vec<Line<'a>> = Vec::new();
-    for row in &here {
+    for row in here {
         let column = Column { name: name(row), higher_is_better: row.higher_is_better };
         let place = columns.iter().position(|other| *other == column).unwrap_or_else(|| {
             columns.push(column);
@@ -246,6 +272,24 @@ mod tests {
             grids.iter().map(|grid| (grid.title.as_str(), grid.columns.len())).collect();
         assert_eq!(shape, [("accuracy", 2), ("other", 1)]);
         assert_eq!(grids[0].columns[1].name, "web");
+    }
+
+    #[test]
+    fn methods_without_a_common_metric_have_their_own_grid() {
+        let rows = [
+            row("rte", "a", "auc", 0.9),
+            row("rte", "a minus b", "difference", 0.1),
+            row("rte", "b", "f1", 0.8),
+            row("rte", "a", "f1", 0.7),
+            row("web", "a", "auc", 0.6),
+        ];
+        let grids = grids(&rows);
+        let shape: Vec<_> = grids
+            .iter()
+            .map(|grid| (grid.title.as_str(), grid.lines.len(), grid.columns.len()))
+            .collect();
+        assert_eq!(shape, [("rte", 2, 2), ("", 1, 1), ("web", 1, 1)]);
+        assert_eq!(grids[1].lines[0].method, "a minus b");
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn section(report: &Report) -> Markup {
             }
             @for figure in &report.figures { (picture(figure)) }
             @for grid in grids(&report.rows) {
-                h3 { (grid.title) }
+                @if !grid.title.is_empty() { h3 { (grid.title) } }
                 (table(&grid))
             }
         }

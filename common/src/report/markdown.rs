@@ -23,12 +23,15 @@ pub fn number(value: f64) -> String {
 }
 
 /// One table per dataset, or per metric of datasets with the same methods, in the order of the
-/// rows: a line per method, a column per metric, the best mean in bold, notes as a numbered list
-/// below. A row that was not run shows "not run".
+/// rows; methods that share no metric with the others of a dataset have a table of their own below.
+/// A line per method, a column per metric, the best mean in bold, notes as a numbered list. A row
+/// that was not run shows "not run".
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::new();
     for grid in grids(rows) {
-        text.push_str(&format!("### {}\n\n", cell(&grid.title)));
+        if !grid.title.is_empty() {
+            text.push_str(&format!("### {}\n\n", cell(&grid.title)));
+        }
         let labels: Vec<String> = grid.columns.iter().map(|column| cell(&column.label())).collect();
         text.push_str(&format!("| method | role | {} | n |\n", labels.join(" | ")));
         text.push_str(&format!("|---|---|{}---:|\n", "---:|".repeat(labels.len())));

@@ -32,7 +32,7 @@ use crate::train::{EpochRecord, Stage2Options, Task, fine_tune, fit, inverse_pop
 use crate::vectors::item_vectors;
 
 /// Raised whenever training code changes, so that kept models are not mixed up.
-const TRAINING: u32 = 4;
+const TRAINING: u32 = 5;
 
 pub(crate) const BASE: &str = "generator";
 pub(crate) const CONTROL: &str = "same budget, no split";

@@ -43,10 +43,11 @@ impl Gru4recOptions {
     /// Settings for ML-100k, chosen on its validation cases; see [`super::SasrecOptions::movielens`].
     pub fn movielens() -> Self {
         let training = TrainOptions {
-            epochs: 24,
-            learning_rate: 2e-3,
+            epochs: 10,
+            batch: 16,
+            learning_rate: 4e-3,
+            warmup: 100,
             average: 0.99,
-            patience: 3,
             ..TrainOptions::default()
         };
         Self { training, ..Self::default() }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::checkpoint::{Outcome, Trained};
 use crate::nn::Parameters;
-use crate::optim::{AdamW, AdamWOptions, Ema, Workers};
+use crate::optim::{AdamW, AdamWOptions, Ema, Schedule, ScheduleShape, Workers};
 use crate::rng::{Seed, Stream};
 use crate::run::check_interrupt;
 use crate::{Error, Result, ops};
@@ -36,6 +36,7 @@ pub struct HeldOut {
 /// | `max_length` | 50 | latest items that are looked at | ≥ 1 |
 /// | `context` | 0 | items before a window's targets that are only looked at: costs time, and fewer targets have short histories | < `max_length` |
 /// | `learning_rate` | 1e-3 | AdamW's | > 0 |
+/// | `warmup` | 0 | steps over which the rate rises from 0 | |
 /// | `weight_decay` | 0 | AdamW's | ≥ 0 |
 /// | `average` | 0 | decay per step of a running mean of the parameters, which is what is validated and kept; 0 = the parameters themselves | [0, 1) |
 /// | `evaluate_every` | 2 | epochs between validations | ≥ 1 |
@@ -55,6 +56,8 @@ pub struct TrainOptions {
     pub context: usize,
     /// See the table.
     pub learning_rate: f64,
+    /// See the table.
+    pub warmup: u64,
     /// See the table.
     pub weight_decay: f64,
     /// See the table.
@@ -77,6 +80,7 @@ impl Default for TrainOptions {
             max_length: 50,
             context: 0,
             learning_rate: 1e-3,
+            warmup: 0,
             weight_decay: 0.0,
             average: 0.0,
             evaluate_every: 2,
@@ -357,7 +361,9 @@ pub(super) fn train(
             )));
         }
     };
-    let mut kept = None;
+    let shape = ScheduleShape::Constant;
+    let schedule = Schedule { peak: options.learning_rate, warmup: options.warmup, shape };
+    let (mut steps, mut kept) = (0, None);
     for epoch in 0..options.epochs {
         let mut stream = seed.stream(&format!("shuffle/epoch-{epoch}"));
         let mut windows = windows(sequences, options.max_length, options.context, &mut stream);
@@ -387,7 +393,8 @@ pub(super) fn train(
                     "a finite loss; lower the learning rate",
                 ));
             }
-            optimiser.step(&gradients, options.learning_rate)?;
+            optimiser.step(&gradients, schedule.at(steps))?;
+            steps += 1;
             if let Some(average) = &mut average {
                 average.update(parameters)?;
             }

@@ -50,6 +50,19 @@ pub(super) struct Targets {
 }
 
 impl Batch {
+    /// Without the tokens after the last target of any row: nothing looks at them.
+    fn trimmed(mut self) -> Result<Self> {
+        let longest = self.ids.dim(1)? as u32;
+        let positions = || self.targets.iter().flat_map(|targets| &targets.at);
+        let Some(last) = positions().map(|at| at % longest).max() else { return Ok(self) };
+        let kept = last + 1;
+        self.ids = self.ids.narrow(1, 0, kept as usize)?.contiguous()?;
+        self.lengths.iter_mut().for_each(|length| *length = (*length).min(kept as usize));
+        let all = self.targets.iter_mut().flat_map(|targets| &mut targets.at);
+        all.for_each(|at| *at = *at / longest * kept + *at % longest);
+        Ok(self)
+    }
+
     /// Number of items whose codes are targets.
     pub fn target_items(&self) -> usize {
         self.items
@@ -104,7 +117,7 @@ impl Generator {
                     add(at, codes, weight(number, item))?;
                 }
             }
-            return Ok(Batch { ids, lengths, decoded: None, targets, items });
+            return Batch { ids, lengths, decoded: None, targets, items }.trimmed();
         }
         let (mut read, mut decoded): (Vec<&[&[u32]]>, Vec<u32>) = (Vec::new(), Vec::new());
         let offsets = self.offsets()?;

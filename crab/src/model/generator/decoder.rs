@@ -73,14 +73,24 @@ impl Decoder {
         all
     }
 
-    /// Hidden states `[rows, longest, width]` of embedded tokens.
-    pub(super) fn hidden(&self, embedded: &Tensor, mut stream: Option<Stream>) -> Result<Tensor> {
+    /// Hidden states `[positions, width]` of embedded tokens at some flat positions; the last block
+    /// goes on with those alone once the tokens have looked at each other.
+    pub(super) fn hidden(
+        &self,
+        embedded: &Tensor,
+        positions: &Tensor,
+        mut stream: Option<Stream>,
+    ) -> Result<Tensor> {
         let mut drop = |x: Tensor| dropped(x, self.options.dropout, &mut stream);
         let heads = self.options.heads;
         let mut hidden = drop(self.placed(embedded)?)?;
-        for block in &self.blocks {
+        for (at, block) in self.blocks.iter().enumerate() {
             let qkv = block.qkv.forward(&block.attention_norm.forward(&hidden)?)?;
-            let mixed = ops::attention_packed(&qkv, heads, heads, &CAUSAL)?;
+            let mut mixed = ops::attention_packed(&qkv, heads, heads, &CAUSAL)?;
+            if at + 1 == self.blocks.len() {
+                hidden = ops::embedding(&hidden.flatten_to(1)?, positions)?;
+                mixed = ops::embedding(&mixed.flatten_to(1)?, positions)?;
+            }
             hidden = ops::add(&hidden, &drop(block.output.forward(&mixed)?)?)?;
             let mixed = block.mlp.forward(&block.mlp_norm.forward(&hidden)?)?;
             hidden = ops::add(&hidden, &drop(mixed)?)?;

@@ -273,14 +273,17 @@ impl Generator {
         Ok(ops::embedding(&Tensor::cat(&parts, 0)?, ids)?)
     }
 
-    /// Hidden states `[rows, positions, width]` that a batch's targets are read from; with a stream,
-    /// dropout draws from it.
+    /// Hidden states `[targets, width]` that a batch's targets are read from, level after level; with
+    /// a stream, dropout draws from it.
     fn hidden(&self, batch: &Batch, stream: Option<Stream>) -> Result<Tensor> {
         let read = self.embedded(&batch.ids)?;
+        let at: Vec<u32> = batch.targets.iter().flat_map(|targets| &targets.at).copied().collect();
+        let at = Tensor::new(&at[..], &Device::Cpu)?;
         match (&self.stack, &batch.decoded) {
-            (Stack::Decoder(stack), _) => stack.hidden(&read, stream),
+            (Stack::Decoder(stack), _) => stack.hidden(&read, &at, stream),
             (Stack::EncoderDecoder(stack), Some(decoded)) => {
-                stack.hidden(&read, batch, &self.embedded(decoded)?, stream)
+                let hidden = stack.hidden(&read, batch, &self.embedded(decoded)?, stream)?;
+                Ok(ops::embedding(&hidden.flatten_to(1)?, &at)?)
             }
             (Stack::EncoderDecoder(_), None) => {
                 Err(Error::Bug("a batch of histories has nothing to predict".into()))
@@ -294,22 +297,22 @@ impl Generator {
     /// # Errors
     /// Those of candle; a batch that asks for nothing.
     pub fn loss(&self, batch: &Batch, stream: Option<Stream>) -> Result<Tensor> {
-        let hidden = self.hidden(batch, stream)?.flatten_to(1)?;
-        let mut total: Option<Tensor> = None;
-        for (table, targets) in self.tables.iter().zip(&batch.targets) {
-            if targets.at.is_empty() {
-                continue;
-            }
-            let rows = ops::embedding(&hidden, &Tensor::new(&targets.at[..], &Device::Cpu)?)?;
-            let loss = (targets.loss(&rows, table)? / batch.items as f64)?;
-            total = Some(match total {
-                Some(total) => (total + loss)?,
-                None => loss,
-            });
+        if batch.targets.iter().all(|targets| targets.at.is_empty()) {
+            let expected = "items that differ in their codes";
+            return Err(Error::data("a batch without a code to predict", expected));
         }
-        total.ok_or_else(|| {
-            Error::data("a batch without a code to predict", "items that differ in their codes")
-        })
+        let hidden = self.hidden(batch, stream)?;
+        let mut losses = Vec::with_capacity(self.tables.len());
+        let mut first = 0;
+        for (table, targets) in self.tables.iter().zip(&batch.targets) {
+            let count = targets.at.len();
+            if count > 0 {
+                let rows = hidden.narrow(0, first, count)?;
+                losses.push((targets.loss(&rows, table)? / batch.items as f64)?);
+            }
+            first += count;
+        }
+        Ok(Tensor::stack(&losses, 0)?.sum_all()?)
     }
 
     /// Reads histories ([`Generator::histories`]): the state that predicts the first code, `[rows,
@@ -363,10 +366,10 @@ impl Generator {
     /// # Errors
     /// Those of candle.
     pub fn log_probability(&self, batch: &Batch) -> Result<Vec<f64>> {
-        let hidden = self.hidden(batch, None)?.flatten_to(1)?;
+        let hidden = self.hidden(batch, None)?;
         let mut sums = vec![0f64; batch.items];
         for (level, targets) in batch.targets.iter().enumerate() {
-            let rows = hidden.index_select(&Tensor::new(&targets.at[..], &Device::Cpu)?, 0)?;
+            let rows = hidden.narrow(0, level * batch.items, batch.items)?;
             let logits = self.logits(&rows, level)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
             for ((sum, logits), &code) in sums.iter_mut().zip(&logits).zip(&targets.codes) {
                 *sum += log_softmax(logits)[code as usize];

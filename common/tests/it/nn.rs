@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
+use common::encode::{Bert, BertConfig};
 use common::nn::{
-    Attention, AttentionInputs, Builder, Conv2d, Embedding, Heads, Init, KvCache, LayerNorm,
-    Linear, Mlp, RelativeBias, ResidualBlock, RmsNorm,
+    Attention, AttentionInputs, Builder, Conv2d, Embedding, Heads, Init, KvCache, Linear,
+    RelativeBias, ResidualBlock, RmsNorm,
 };
-use common::ops::{self, Activation, AttentionOptions, SoftmaxOptions};
+use common::ops::{self, Activation, SoftmaxOptions};
 use common::optim::Gradients;
 use common::rng::Seed;
 use common::testing::gradients::assert_all_grads;
@@ -143,52 +144,22 @@ fn encoder_golden(name: &str, run: impl Fn(&mut Builder, &Tensor, &Tensor) -> Re
 }
 
 #[test]
-fn a_bert_encoder_of_these_layers_equals_transformers() {
+fn bert_and_its_gradients_equal_transformers() {
+    let config = BertConfig {
+        vocab_size: 60,
+        hidden_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        intermediate_size: 64,
+        hidden_act: "gelu".into(),
+        max_position_embeddings: 16,
+        type_vocab_size: 1,
+        layer_norm_eps: 1e-12,
+        position_embedding_type: None,
+    };
     encoder_golden("bert", |b, ids, mask| {
-        let (width, heads) = (32, Heads { heads: 4, kv_heads: 4, dim: 8 });
-        let linear = |b: &mut Builder, name: &str, inputs: usize, outputs: usize| {
-            b.within(name, |b| Linear::new(b, inputs, outputs, true))
-        };
-        let norm =
-            |b: &mut Builder, name: &str| b.within(name, |b| LayerNorm::new(b, width, 1e-12));
-        let table = |b: &mut Builder, name: &str, rows: usize| {
-            b.within(name, |b| Embedding::new(b, rows, width, 1.0))
-        };
-        let (batch, positions) = ids.dims2()?;
-        let mut x = b.within("embeddings", |b| {
-            let words = table(b, "word_embeddings", 60)?.forward(ids)?;
-            let first = Tensor::zeros((batch, positions), DType::U32, &Device::Cpu)?;
-            let types = table(b, "token_type_embeddings", 1)?.forward(&first)?;
-            let at = Tensor::arange(0u32, positions as u32, &Device::Cpu)?;
-            let places = table(b, "position_embeddings", 16)?.forward(&at)?;
-            norm(b, "LayerNorm")?.forward(&(words + types)?.broadcast_add(&places)?)
-        })?;
-        for layer in 0..2 {
-            x = b.within("encoder.layer", |b| {
-                b.within(layer, |b| {
-                    let mixed = b.within("attention", |b| {
-                        let part = |b: &mut Builder, name: &str| {
-                            let part = linear(b, &format!("self.{name}"), width, width)?;
-                            Ok::<_, Error>(part.forward(&x)?.reshape((batch, positions, 4, 8))?)
-                        };
-                        let (q, k, v) = (part(b, "query")?, part(b, "key")?, part(b, "value")?);
-                        let options = AttentionOptions {
-                            key_mask: Some(mask.clone()),
-                            causal: false,
-                            scale: None,
-                        };
-                        let mixed = ops::attention(&q, &k, &v, &options)?.flatten_from(2)?;
-                        let out = linear(b, "output.dense", heads.heads * heads.dim, width)?;
-                        norm(b, "output.LayerNorm")?.forward(&(out.forward(&mixed)? + &x)?)
-                    })?;
-                    let inner = linear(b, "intermediate.dense", width, 64)?;
-                    let mlp =
-                        Mlp::new(inner, linear(b, "output.dense", 64, width)?, Activation::Gelu);
-                    norm(b, "output.LayerNorm")?.forward(&(mlp.forward(&mixed)? + &mixed)?)
-                })
-            })?;
-        }
-        Ok(x)
+        let types = Tensor::zeros(ids.dims2()?, DType::U32, &Device::Cpu)?;
+        Bert::new(b, &config)?.forward(ids, &types, mask)
     });
 }
 
